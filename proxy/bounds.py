@@ -1,0 +1,65 @@
+"""Every limit on size and time, with its unit and its reason. Policy may narrow some of them; nothing widens them."""
+
+# === the wire: what a client may send ===
+REQUEST_LINE_BYTES_MAX = 8190  # aiohttp's own bound; our paths are known and short
+HEADERS_SECONDS_MAX = 10  # accept to end of headers; a slow-header client holds a socket no longer
+BODY_SECONDS_MAX = 60  # the whole body: 32 MB at half a megabyte a second
+BODY_BYTES_MAX = 32 * 1024 * 1024  # a chat with images as base64; larger belongs to a files endpoint
+CONNECTION_IDLE_SECONDS_MAX = 75  # keep-alive between requests: longer than the SDKs' pools keep theirs
+CONNECTIONS_MAX = 20_000  # per worker: below the usual file limit, two sockets a stream
+JSON_DEPTH_MAX = 128  # nesting of a request body: far above real use, far below any parser's stack
+REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID is a mere column
+USER_BYTES_MAX = 128  # the body's `user`
+TAGS_MAX = 8  # per call: tags multiply what a report must group
+TAG_BYTES_MAX = 64  # a tag's name or value
+MODEL_BYTES_MAX = 128  # longer model names are nobody's
+
+# === the wire: upstream ===
+UPSTREAM_HEAD_BYTES_MAX = 64 * 1024  # an answer's headers; above it is a fault, not a header
+UPSTREAM_IDLE_CONNECTIONS_MAX = 1024  # per worker and upstream: kept for reuse
+UPSTREAM_IDLE_SECONDS_MAX = 50  # below the 60 s at which common load balancers drop idle connections
+ERROR_BODY_BYTES_MAX = 64 * 1024  # an upstream's error answer is read whole to be judged; more is cut
+ANSWER_BYTES_PARSED_MAX = 16 * 1024 * 1024  # a JSON answer is kept this far to read its usage; above it is estimated
+FRAME_BYTES_HELD_MAX = 64 * 1024  # an incomplete frame is held back this far when a frame may have to be hidden
+FRAME_BYTES_PARSED_MAX = 1024 * 1024  # a longer frame is passed on unread: memory stays flat
+CLIENT_BUFFER_BYTES_MAX = 128 * 1024  # written but unread by a slow client: above it the upstream is paused
+CLIENT_STALL_SECONDS_MAX = 120  # a client that reads nothing for so long is gone
+SWEEP_SECONDS = 0.1  # how often deadlines are looked at: their precision
+
+# === the journal ===
+SLOTS_PER_WORKER = 8192  # calls in flight in one worker; each 1 KiB of a mapped file
+SLOT_BYTES = 1024  # header, double-buffered counters, holds, and the opened record
+OPENED_BYTES_MAX = 640  # the opened record in its slot: checked, so that no call can be opened that cannot be closed
+SENT_BYTES_MAX = 96  # upstream and model name in the slot; longer names are cut
+RECORD_BYTES_MAX = 2048  # one finished record: an opened one plus fixed fields, with room to spare
+SEGMENT_BYTES = 16 * 1024 * 1024  # one segment file: about 50,000 records
+HOLDS_PER_SLOT = 6  # columns a call may hold: concurrency of tenant, key and model; later budgets
+SHIP_RECORDS_MAX = 500  # in one stream entry: 2-5 microseconds of CPU a record at this size
+SHIP_BYTES_MAX = 512 * 1024  # in one stream entry
+
+# === shared memory ===
+COLUMNS = 32  # worker lives with holds at one time: live workers plus draining ones plus dead ones not yet recovered
+WORKERS_MAX = 16  # half the columns, so that every worker can be replaced while its predecessor drains
+RATE_CELLS = 1 << 16  # two per tenant, key and tenant-model pair in use
+COUNT_CELLS = 1 << 13  # concurrency limits in use
+CELL_WINDOW = 64  # how far a cell may lie from its home
+SERIES_MAX = 8192  # metric series per host; beyond it counts go to the series `other`
+TENANT_LABELS_MAX = 200  # tenants named in metrics; the others are summed as `other`
+MODEL_LABELS_MAX = 200  # models named in metrics
+
+# === processes ===
+HEARTBEAT_SECONDS = 0.5  # how often a worker says it lives
+HEARTBEAT_SECONDS_MAX = 5  # without one for so long it is killed and replaced
+HANDOVER_SECONDS = 0.05  # between a replacement's first accept and the old one's close
+RESTART_BACKOFF_SECONDS_MAX = 10  # between restarts of a part that keeps dying
+DRAIN_SECONDS_DEFAULT = 30  # streams may finish this long after SIGTERM
+
+# === outside parts ===
+REDIS_SECONDS_MAX = 0.5  # one Redis call of the keeper; a stalled Redis must look like an absent one
+FLUSH_RECORDS_MAX = 5000  # in one transaction of the flusher
+CLAIM_IDLE_SECONDS = 30  # an entry unacknowledged for so long is claimed by another flusher
+FLUSH_SECONDS_MAX = 20  # one transaction; below the claim time, so that no two flushers persist the same entry for long
+
+assert WORKERS_MAX * 2 <= COLUMNS
+assert FLUSH_SECONDS_MAX < CLAIM_IDLE_SECONDS
+assert OPENED_BYTES_MAX + SENT_BYTES_MAX + 288 <= SLOT_BYTES

@@ -1,0 +1,137 @@
+"""The nouns of one call, as they pass from step to step and at last into the journal."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+Termination = Literal["complete", "client_gone", "upstream_error", "budget_cut", "revoked", "timeout", "crash"]
+Source = Literal["provider", "counted", "estimated"]
+
+RECORD_FORMAT = 1  # version of the payloads below; a reader refuses a newer one
+
+
+class Principal(Struct, frozen=True):
+    """Who is calling, as `identify` found it. `tags` come from the key."""
+
+    tenant: str
+    key_id: str
+    owner: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    endpoints: tuple[str, ...] | None = None  # None: whatever tenant and plan allow
+    models: tuple[str, ...] | None = None
+    expires_us: int | None = None  # wall clock
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of one call. Cached is part of prompt; reasoning and audio are part of completion (OpenAI's convention)."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    source: Source = "provider"
+
+
+class Opened(Struct, array_like=True, frozen=True):
+    """What `admit` writes into the slot, before anything is sent: enough to write the row if this process dies.
+
+    Prices are integer nano-dollars per million tokens, taken from the snapshot of this request; `price_version` is ""
+    when the model has no price. Strings are cut to the bounds of `bounds.py` before they get here.
+    """
+
+    tenant: str
+    key_id: str
+    user: str
+    tags: tuple[tuple[str, str], ...]
+    request_id: str
+    endpoint: str
+    model: str  # as the client asked
+    stream: bool
+    prompt_tokens: int  # estimated or counted at admission
+    prompt_source: Source
+    started_us: int  # wall clock
+    price_prompt: int
+    price_cached: int
+    price_completion: int
+    price_version: str
+
+
+class Sent(Struct, array_like=True, frozen=True):
+    """Where the call went: written into the slot before the first byte goes upstream."""
+
+    upstream: str
+    model: str  # the upstream's own name of it
+
+
+class Progress(Struct, frozen=True):
+    """What the slot's double buffer says: raised before each write to the client."""
+
+    frames: int = 0
+    bytes: int = 0
+    text_bytes: int = 0  # bytes of generated text relayed so far: the base of an estimate
+    prompt_tokens: int = 0  # the provider's own figures, once seen
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    usage_seen: int = 0  # 1 once the provider's figures stand here
+    first_us: int = 0  # microseconds from arrival to the first byte of the answer's body
+    status: int = 0  # upstream's status, 0 before its head
+
+
+class Outcome(Struct):
+    """How the answer ended. `stream` returns one and raises nothing for what the network did."""
+
+    termination: Termination
+    status: int  # what the client was answered
+    seen: Progress
+    model_served: str = ""  # as the upstream's answer names it
+    upstream_request_id: str = ""
+    attempts: int = 0
+
+
+class UsageEvent(Struct, array_like=True, frozen=True):
+    """The finished record of a call: one row. `(epoch, call)` is its identity; the epoch is the segment's.
+
+    Times: `started_us` wall clock, others durations in microseconds; `first_us` is 0 when no body byte arrived.
+    Money: integer nano-dollars; `price_version` "" means unpriced (`cost_nanos` is then 0 and says nothing).
+    """
+
+    call: int
+    tenant: str
+    key_id: str
+    user: str
+    tags: tuple[tuple[str, str], ...]
+    request_id: str
+    endpoint: str
+    model: str
+    model_served: str
+    upstream: str
+    upstream_request_id: str
+    attempts: int
+    stream: bool
+    status: int
+    termination: Termination
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    audio_tokens: int
+    source: Source
+    relayed_frames: int
+    relayed_bytes: int
+    cost_nanos: int
+    price_version: str
+    started_us: int
+    queue_us: int
+    first_us: int
+    total_us: int
+
+
+class EpochEnd(Struct, array_like=True, frozen=True):
+    """The last record of an epoch: how many calls it opened, so that a missing row is a query."""
+
+    calls: int

@@ -1,0 +1,109 @@
+"""Every refusal Weir can give: code, status, whose fault, one sentence, and whether a retry can help.
+
+Steps raise `Refusal`; `accept` shapes it as the dialect's own error. `type` and `code` follow OpenAI's error
+object (openai-openapi, `Error`); `retry` becomes `x-should-retry`, which the official SDKs obey
+(openai-python, `_base_client.py`, `_should_retry`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Fault = Literal["client", "gateway", "upstream"]
+
+
+class Kind(NamedTuple):
+    """One row of the table: what a client sees of a refusal."""
+
+    status: int
+    type: str
+    fault: Fault
+    retry: bool
+    message: str
+
+
+class Refusal(Exception):
+    """A call that is refused before the first byte. `detail` fills the `{}` of the kind's message."""
+
+    def __init__(self, code: str, detail: str = "", *, param: str | None = None, retry_after_ms: int = 0) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.kind = KINDS[code]
+        self.detail = detail
+        self.param = param
+        self.retry_after_ms = retry_after_ms
+
+    @property
+    def message(self) -> str:
+        """The sentence for the client: names no key, no prompt and no upstream account."""
+        return self.kind.message.format(self.detail)
+
+
+_BAD = "invalid_request_error"
+
+KINDS: dict[str, Kind] = {
+    # accept: the shape of the request
+    "unknown_endpoint": Kind(404, _BAD, "client", False, "There is no endpoint {}."),
+    "method_not_allowed": Kind(405, _BAD, "client", False, "This endpoint does not take {}."),
+    "bad_request": Kind(400, _BAD, "client", False, "The request is malformed: {}."),
+    "bad_header": Kind(400, _BAD, "client", False, "A request header is malformed or doubled: {}."),
+    "unsupported_transfer_coding": Kind(501, _BAD, "client", False, "Transfer-Encoding {} is not supported."),
+    "compressed_body": Kind(415, _BAD, "client", False, "Compressed request bodies ({}) are not accepted."),
+    "unsupported_media_type": Kind(415, _BAD, "client", False, "Content-Type must be application/json, not {}."),
+    "expectation_failed": Kind(417, _BAD, "client", False, "Only 'Expect: 100-continue' is understood, not {}."),
+    "body_too_large": Kind(413, _BAD, "client", False, "The body is larger than {} bytes."),
+    "headers_too_large": Kind(431, _BAD, "client", False, "The request's headers are larger than {} bytes."),
+    "body_timeout": Kind(408, _BAD, "client", False, "The body did not arrive within {} seconds."),
+    "bad_json": Kind(400, _BAD, "client", False, "The body is not valid JSON: {}."),
+    "duplicate_key": Kind(400, _BAD, "client", False, "The body names the key {} more than once."),
+    "bad_value": Kind(400, _BAD, "client", False, "The body is wrong: {}."),
+    # identify
+    "missing_key": Kind(401, _BAD, "client", False, "No API key: send 'Authorization: Bearer wk_...'."),
+    "invalid_api_key": Kind(401, _BAD, "client", False, "Incorrect API key provided."),
+    "expired_api_key": Kind(401, _BAD, "client", False, "This API key has expired."),
+    "tenant_mismatch": Kind(403, _BAD, "client", False, "The API key does not belong to the tenant asked for."),
+    # authorise
+    "endpoint_not_allowed": Kind(403, _BAD, "client", False, "This API key may not use the endpoint {}."),
+    "model_not_found": Kind(
+        404, _BAD, "client", False, "The model {} does not exist or you do not have access to it."
+    ),
+    # admit
+    "rate_limit_exceeded": Kind(429, "requests", "client", True, "Rate limit reached: {}."),
+    "token_limit_exceeded": Kind(429, "tokens", "client", True, "Rate limit reached: {}."),
+    "concurrency_exceeded": Kind(429, "requests", "client", True, "Too many requests at the same time: {}."),
+    "request_too_large": Kind(
+        429, "tokens", "client", False, "This request can never pass the token limit: {}."
+    ),
+    "journal_full": Kind(
+        503, "service_unavailable_error", "gateway", True, "Weir cannot record more calls at this moment."
+    ),
+    "limits_full": Kind(
+        503, "service_unavailable_error", "gateway", True, "Weir cannot track more limits at this moment."
+    ),
+    "not_ready": Kind(503, "service_unavailable_error", "gateway", True, "Weir is not ready: {}."),
+    "store_unavailable": Kind(
+        503, "service_unavailable_error", "gateway", True, "Weir cannot check this key at this moment."
+    ),
+    # route and stream: before the first byte only
+    "upstream_overloaded": Kind(
+        503, "service_unavailable_error", "gateway", True, "Too many calls are waiting for the model's upstream."
+    ),
+    "upstream_unreachable": Kind(502, "server_error", "upstream", True, "The model's upstream cannot be reached."),
+    "upstream_connect_timeout": Kind(
+        504, "server_error", "upstream", True, "The model's upstream did not accept a connection in time."
+    ),
+    "upstream_timeout": Kind(
+        504, "server_error", "upstream", False, "The model's upstream did not answer in time."
+    ),
+    "upstream_lost": Kind(
+        502, "server_error", "upstream", False, "The model's upstream closed the connection before it answered."
+    ),
+    "upstream_protocol": Kind(502, "server_error", "upstream", False, "The model's upstream sent a bad answer: {}."),
+    "upstream_refused_us": Kind(
+        502, "server_error", "upstream", False, "The model's upstream refused Weir's own credentials."
+    ),
+    "upstream_busy": Kind(429, "requests", "upstream", True, "The model's upstream is rate limiting Weir."),
+    "upstream_failed": Kind(502, "server_error", "upstream", True, "The model's upstream failed with status {}."),
+    # anything else
+    "internal_error": Kind(500, "server_error", "gateway", False, "Weir failed to handle this request."),
+}
