@@ -8,11 +8,18 @@ BODY_BYTES_MAX = 32 * 1024 * 1024  # a chat with images as base64; larger belong
 CONNECTION_IDLE_SECONDS_MAX = 75  # keep-alive between requests: longer than the SDKs' pools keep theirs
 CONNECTIONS_MAX = 20_000  # per worker: below the usual file limit, two sockets a stream
 JSON_DEPTH_MAX = 128  # nesting of a request body: far above real use, far below any parser's stack
-REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID is a mere column
-USER_BYTES_MAX = 128  # the body's `user`
-TAGS_MAX = 8  # per call: tags multiply what a report must group
-TAG_BYTES_MAX = 64  # a tag's name or value
-MODEL_BYTES_MAX = 128  # longer model names are nobody's
+REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID: kept on the wire up to here, replaced above
+# What of a request goes into its opened record. Their sum is below OPENED_BYTES_MAX, so that every call can be opened.
+REQUEST_ID_BYTES_KEPT = 64  # a mere column: the SDKs' ids have 36
+USER_BYTES_MAX = 96  # the body's `user`, cut
+NAME_BYTES_MAX = 64  # a tenant, a key id or a price version: refused above it where it is made
+TAGS_MAX = 8  # per key: tags multiply what a report must group
+TAGS_BYTES_MAX = 96  # names and values of one key's tags together; refused above it where the key is made
+TAG_BYTES_MAX = 48  # the value of the one tag header, cut
+MODEL_BYTES_MAX = 96  # longer model names are nobody's: refused as not found
+GRANTS_PER_KEY_MAX = 256  # (endpoint, model) pairs remembered for one key; a catch-all model makes their number open
+KEYS_CACHED_MAX = 100_000  # known keys in one worker, about 1 KB each
+KEYS_UNKNOWN_CACHED_MAX = 10_000  # digests known not to exist: a wrong key costs the database one look-up
 
 # === the wire: upstream ===
 UPSTREAM_HEAD_BYTES_MAX = 64 * 1024  # an answer's headers; above it is a fault, not a header

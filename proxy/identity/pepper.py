@@ -1,0 +1,43 @@
+"""The key under which API keys are digested: `secret.key` in the data directory, made once, readable by its owner."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+PEPPER_BYTES = 32
+
+
+def ensure(data_dir: Path) -> bytes:
+    """The pepper of this data directory; made on first use. Raises ValueError when the file is not ours to trust."""
+    path = data_dir / "secret.key"
+    if not path.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".secret.key.{os.getpid()}")
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(fd, secrets.token_bytes(PEPPER_BYTES).hex().encode() + b"\n")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            os.link(partial, path)  # fails when another process was first: its key then counts
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(partial)
+    return read(path)
+
+
+def read(path: Path) -> bytes:
+    """Reads a pepper file. Raises ValueError saying what is wrong with it."""
+    if path.stat().st_mode & 0o077:
+        raise ValueError(f"{path}: must be readable by its owner alone; run: chmod 600 {path}")
+    try:
+        pepper = bytes.fromhex(path.read_text("ascii").strip())
+    except ValueError as error:
+        raise ValueError(f"{path}: must hold {PEPPER_BYTES} bytes as hexadecimal digits") from error
+    if len(pepper) != PEPPER_BYTES:
+        raise ValueError(f"{path}: holds {len(pepper)} bytes, must hold {PEPPER_BYTES}")
+    return pepper
