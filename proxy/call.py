@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from proxy._fastpath import Limits
+    from proxy._journal import Slot
+    from proxy._scan import Head, Peek
+    from proxy.dialects.openai_chat import Endpoint
+    from proxy.exchange import Exchange
+    from proxy.identity.keys import Known
+    from proxy.policy.effective import Effective
+    from proxy.upstreams.pool import Pool
 
 Termination = Literal["complete", "client_gone", "upstream_error", "budget_cut", "revoked", "timeout", "crash"]
 Source = Literal["provider", "counted", "estimated"]
@@ -135,3 +145,92 @@ class EpochEnd(Struct, array_like=True, frozen=True):
     """The last record of an epoch: how many calls it opened, so that a missing row is a query."""
 
     calls: int
+
+
+class Grant:
+    """What one key may do with one model at one endpoint under one policy, worked out once and kept with the key.
+
+    `limits` is bound to the arena's cells on first use; `series` holds the numbers of the metric series it counts in.
+    """
+
+    __slots__ = ("effective", "limits", "routes", "series", "token_burst")
+
+    def __init__(self, effective: Effective) -> None:
+        self.effective = effective
+        self.limits: Limits | None = None
+        self.token_burst = 0
+        self.routes: tuple[Route, ...] = ()
+        self.series: dict[object, int] = {}
+
+
+class Route:
+    """One place a call can go: a pool of connections and the bytes that say where."""
+
+    __slots__ = ("ask_usage", "model_literal", "pool", "priority", "sent", "upstream", "weight")
+
+    def __init__(
+        self,
+        upstream: str,
+        pool: Pool,
+        ask_usage: bool,
+        model_literal: bytes | None,
+        sent: bytes,
+        weight: int,
+        priority: int,
+    ) -> None:
+        self.upstream = upstream
+        self.pool = pool
+        self.ask_usage = ask_usage
+        self.model_literal = model_literal  # JSON string in place of the client's model; None: unchanged
+        self.sent = sent  # msgpack of `Sent`, for the journal's slot
+        self.weight = weight
+        self.priority = priority
+
+
+class Call:
+    """One request on its way through the eight steps. Each step fills in what it found out."""
+
+    __slots__ = (
+        "admitted_ns",
+        "arrived_ns",
+        "body",
+        "endpoint",
+        "exchange",
+        "facts",
+        "grant",
+        "head",
+        "headers",
+        "known",
+        "opened",
+        "outcome",
+        "request_id",
+        "reserved_tokens",
+        "route",
+        "seq",
+        "slot",
+    )
+
+    def __init__(self, exchange: Exchange, endpoint: Endpoint, head: Head, request_id: str) -> None:
+        self.exchange = exchange
+        self.endpoint = endpoint
+        self.head = head
+        self.request_id = request_id
+        self.arrived_ns = exchange.arrived_ns
+        # identify
+        self.known: Known
+        # accept, the body
+        self.body = b""
+        self.facts: Peek
+        # authorise
+        self.grant: Grant
+        # admit
+        self.slot: Slot
+        self.opened: Opened
+        self.reserved_tokens = 0
+        self.admitted_ns = 0
+        self.headers = b""  # response header lines of Weir's own
+        # route
+        self.route: Route | None = None
+        # stream, meter
+        self.outcome: Outcome | None = None
+        self.seq = 0  # of the finished record in the journal

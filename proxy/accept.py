@@ -1,0 +1,68 @@
+"""Step 1: judge the request's line, head and body, and shape a refusal in the caller's dialect."""
+
+from __future__ import annotations
+
+from proxy import bounds
+from proxy._scan import BadBody, BadHead, peek, read_head
+from proxy.call import Call
+from proxy.dialects import openai_chat as dialect
+from proxy.errors import Refusal
+from proxy.exchange import Exchange
+
+_CONTINUE = b"100-continue"
+
+
+def accept(exchange: Exchange, request_id: str, tag_header: bytes) -> Call:
+    """Endpoint and head of the request. Paths must match to the byte: no decoding, no normalising, no query."""
+    path = exchange.raw_path
+    endpoint = dialect.ENDPOINTS.get(path)
+    if endpoint is None:
+        if not path.startswith(dialect.MODEL_PREFIX) or len(path) == len(dialect.MODEL_PREFIX):
+            raise Refusal("unknown_endpoint", _printable(path))
+        endpoint = dialect.MODEL
+    if exchange.method != endpoint.method:
+        raise Refusal("method_not_allowed", _printable(exchange.method))
+    try:
+        head = read_head(exchange.raw_headers, tag_header)
+    except BadHead as error:
+        raise Refusal(error.args[0], error.args[1]) from None
+    if head.content_length > bounds.BODY_BYTES_MAX:
+        raise Refusal("body_too_large", str(bounds.BODY_BYTES_MAX))
+    expect = head.expect
+    if expect is not None and expect.lower() != _CONTINUE:
+        raise Refusal("expectation_failed", _printable(expect.decode("latin-1")))
+    kept = head.request_id
+    return Call(exchange, endpoint, head, request_id if kept is None else kept.decode("ascii"))
+
+
+async def read_body(call: Call) -> None:
+    """The whole body, bounded in size and time, and what it says. Only now may the client send what it held back."""
+    exchange = call.exchange
+    body = exchange.body_now()
+    if body is None:
+        if call.head.expect is not None:
+            exchange.say_continue()
+        body = await exchange.body(bounds.BODY_BYTES_MAX, bounds.BODY_SECONDS_MAX)
+    content_type = call.head.content_type
+    if content_type is not None and content_type[:16].lower() != b"application/json":
+        raise Refusal("unsupported_media_type", _printable(content_type.decode("latin-1")))
+    try:
+        call.facts = peek(body)
+    except BadBody as error:
+        code, detail, param = error.args
+        raise Refusal(code, detail, param=param) from None
+    call.body = body
+
+
+def refuse(exchange: Exchange, refusal: Refusal, request_id: str, headers: bytes = b"") -> None:
+    """Answers with the refusal. The connection ends with it when the request's body was never read to its end."""
+    lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}{headers.decode('latin-1')}"
+    close = exchange.close or exchange.body_now() is None
+    exchange.answer(
+        dialect.answer(refusal.kind.status, lines, dialect.refusal_body(refusal), close=close), close=close
+    )
+
+
+def _printable(text: str, length_max: int = 80) -> str:
+    """A client's own words in an answer or a log: quoted, escaped and cut."""
+    return ascii(text if len(text) <= length_max else text[:length_max] + "...")
