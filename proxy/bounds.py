@@ -51,6 +51,8 @@ RATE_CELLS = 1 << 16  # two per tenant, key and tenant-model pair in use
 COUNT_CELLS = 1 << 13  # concurrency limits in use
 CELL_WINDOW = 64  # how far a cell may lie from its home
 SERIES_MAX = 8192  # metric series per host; beyond it counts go to the series `other`
+METRIC_CELLS_MAX = 1 << 15  # 64-bit cells of those series, per column: a histogram takes one for each bucket
+METRIC_TABLE_BYTES = 1024 * 1024  # names and labels of those series: 128 bytes each
 TENANT_LABELS_MAX = 200  # tenants named in metrics; the others are summed as `other`
 MODEL_LABELS_MAX = 200  # models named in metrics
 
@@ -60,6 +62,9 @@ HEARTBEAT_SECONDS_MAX = 5  # without one for so long it is killed and replaced
 HANDOVER_SECONDS = 0.05  # between a replacement's first accept and the old one's close
 RESTART_BACKOFF_SECONDS_MAX = 10  # between restarts of a part that keeps dying
 DRAIN_SECONDS_DEFAULT = 30  # streams may finish this long after SIGTERM
+STARTING_SECONDS_MAX = 30  # a part that is not ready by then is killed and tried again
+RELOAD_SECONDS_MAX = 20  # `weir reload` waits so long for every worker to report the new policy
+LOG_LINES_MAX = 20_000  # request lines waiting for a reader of standard output; more are dropped and counted
 
 # === outside parts ===
 REDIS_SECONDS_MAX = 0.5  # one Redis call of the keeper; a stalled Redis must look like an absent one

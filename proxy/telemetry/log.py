@@ -1,0 +1,293 @@
+"""Log lines: one JSON object a request on standard output, and one a fact of the processes on standard error.
+
+Neither ever carries a key, a prompt or an upstream's error body. Request lines are collected by the loop and written
+by whoever calls `flush` (the journal's sync thread, and the process at its end); nobody who reads slowly can hold up a
+call or the journal, so lines beyond LOG_LINES_MAX are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from proxy import bounds, clock
+from proxy.call import UsageEvent
+
+Mode = Literal["json", "summary", "off"]
+
+_PIPE_BYTES_MAX = select.PIPE_BUF  # POSIX: a write up to it is whole or not at all, however many write to one pipe
+_FILE_BYTES_MAX = 256 * 1024
+_encode = msgspec.json.Encoder().encode
+
+
+class RequestLine(Struct, omit_defaults=True, kw_only=True):
+    """The line of one request. Durations in microseconds; absent fields are empty, 0 or false."""
+
+    time: str
+    status: int
+    endpoint: str = ""
+    tenant: str = ""
+    key_id: str = ""
+    model: str = ""
+    request_id: str = ""
+    refusal: str = ""
+    call: int = 0
+    epoch: str = ""
+    termination: str = ""
+    stream: bool = False
+    upstream: str = ""
+    model_served: str = ""
+    upstream_request_id: str = ""
+    attempts: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    source: str = ""
+    relayed_frames: int = 0
+    relayed_bytes: int = 0
+    cost_nanos: int = 0
+    price_version: str = ""
+    queue_us: int = 0
+    first_us: int = 0
+    total_us: int = 0
+
+
+class Refused(Struct, frozen=True):
+    """A request that was refused before it became a call. `started_us` is wall-clock time."""
+
+    reason: str
+    status: int
+    endpoint: str
+    tenant: str
+    key_id: str
+    model: str
+    request_id: str
+    started_us: int
+    total_us: int
+
+
+class Lines:
+    """The request lines of one process. `mode` json, summary (one line for people) or off; `fd` is where they go.
+
+    `request` and `refused` cost an append; the text is made in `flush`, which one thread at a time may call.
+    """
+
+    def __init__(self, mode: Mode = "json", *, epoch: bytes = b"", fd: int = 1) -> None:
+        self.dropped = 0
+        self._epoch = epoch.hex()
+        self._waiting: deque[UsageEvent | Refused] = deque()
+        self._ready: deque[bytes] = deque()  # blocks of whole lines that did not get away yet
+        self._format: Callable[[UsageEvent | Refused], bytes] = self._summary if mode == "summary" else self._json
+        self._off = mode == "off"
+        self._sink = None if self._off else Sink(fd)
+
+    def request(self, event: UsageEvent) -> None:
+        """Adds the line of a finished call."""
+        if not self._off:
+            if len(self._waiting) >= bounds.LOG_LINES_MAX:
+                self.dropped += 1
+            else:
+                self._waiting.append(event)
+
+    def refused(self, refused: Refused) -> None:
+        """Adds the line of a refused request."""
+        if not self._off:
+            if len(self._waiting) >= bounds.LOG_LINES_MAX:
+                self.dropped += 1
+            else:
+                self._waiting.append(refused)
+
+    def flush(self) -> None:
+        """Writes what is waiting, as far as it can be written without blocking."""
+        if self._sink is None:
+            return
+        while True:
+            while self._ready:
+                if not self._sink.write(self._ready[0]):
+                    return
+                self._ready.popleft()
+            if not self._waiting:
+                return
+            block: list[bytes] = []
+            size = 0
+            # One round of the loop ends where a pipe's atomic write does: lines of several workers never mix.
+            while self._waiting and size < self._sink.block_bytes_max:
+                line = self._format(self._waiting.popleft())
+                if block and size + len(line) > self._sink.block_bytes_max:
+                    self._ready.append(b"".join(block))
+                    block, size = [], 0
+                block.append(line)
+                size += len(line)
+            self._ready.append(b"".join(block))
+
+    def close(self) -> None:
+        """Writes what can be written and lets the descriptor go."""
+        self.flush()
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
+            self._off = True
+
+    def _json(self, item: UsageEvent | Refused) -> bytes:
+        if isinstance(item, Refused):
+            line = RequestLine(
+                time=timestamp(item.started_us),
+                status=item.status,
+                endpoint=item.endpoint,
+                tenant=item.tenant,
+                key_id=item.key_id,
+                model=item.model,
+                request_id=item.request_id,
+                refusal=item.reason,
+                total_us=item.total_us,
+            )
+        else:
+            line = RequestLine(
+                time=timestamp(item.started_us),
+                status=item.status,
+                endpoint=item.endpoint,
+                tenant=item.tenant,
+                key_id=item.key_id,
+                model=item.model,
+                request_id=item.request_id,
+                call=item.call,
+                epoch=self._epoch,
+                termination=item.termination,
+                stream=item.stream,
+                upstream=item.upstream,
+                model_served=item.model_served,
+                upstream_request_id=item.upstream_request_id,
+                attempts=item.attempts,
+                prompt_tokens=item.prompt_tokens,
+                cached_tokens=item.cached_tokens,
+                completion_tokens=item.completion_tokens,
+                reasoning_tokens=item.reasoning_tokens,
+                audio_tokens=item.audio_tokens,
+                source=item.source,
+                relayed_frames=item.relayed_frames,
+                relayed_bytes=item.relayed_bytes,
+                cost_nanos=item.cost_nanos,
+                price_version=item.price_version,
+                queue_us=item.queue_us,
+                first_us=item.first_us,
+                total_us=item.total_us,
+            )
+        return _encode(line) + b"\n"
+
+    def _summary(self, item: UsageEvent | Refused) -> bytes:
+        when = datetime.fromtimestamp(item.started_us / 1e6, UTC).astimezone().strftime("%H:%M:%S")
+        who = f"{when}  {_plain(item.tenant) or '-':<12} {_plain(item.model) or '-':<20} {item.status}"
+        milliseconds = f"{item.total_us / 1000:,.0f} ms"
+        if isinstance(item, Refused):
+            return f"{who}  refused: {item.reason}  {milliseconds}\n".encode()
+        about = "" if item.source == "provider" else f" ({item.source})"
+        tokens = f"{item.prompt_tokens}+{item.completion_tokens} tokens{about}"
+        cost = f"${item.cost_nanos / 1e9:.6f}" if item.price_version else "unpriced"
+        end = "" if item.termination == "complete" else f"  {item.termination}"
+        return f"{who}  {tokens}  {cost}  {milliseconds}{end}\n".encode()
+
+
+class Sink:
+    """A descriptor that is written to without ever blocking."""
+
+    def __init__(self, fd: int) -> None:
+        mode = os.fstat(fd).st_mode
+        self._own = False
+        self._fd = fd
+        self.block_bytes_max = _FILE_BYTES_MAX if stat.S_ISREG(mode) else _PIPE_BYTES_MAX
+        self._poll: select.poll | None = None
+        if stat.S_ISFIFO(mode):
+            # A descriptor's non-blocking flag is shared with everyone who inherited it; a second opening has its own.
+            try:
+                self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._own = True
+            except OSError:
+                self._fd = fd  # another user's pipe (a container's standard output): asked before each write instead
+        if not self._own and not stat.S_ISREG(mode):
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLOUT)
+
+    def write(self, block: bytes) -> bool:
+        """Writes a block whole, or says False: try later. A reader that went away swallows everything."""
+        try:
+            if self._poll is not None and not self._poll.poll(0):
+                return False
+            written = os.write(self._fd, block)
+            while written < len(block):  # only a file or a terminal takes less, and takes the rest at once
+                written += os.write(self._fd, block[written:])
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def close(self) -> None:
+        """Closes what it opened itself."""
+        if self._own:
+            os.close(self._fd)
+            self._own = False
+
+
+class Log:
+    """Facts of one process, for people and collectors: `part` is supervisor, worker, keeper or flusher.
+
+    `mode` json writes `{"time","level","part","message",…}`; summary writes `part: message` (what `weir run` shows).
+    """
+
+    def __init__(self, part: str, mode: Mode = "json", *, fd: int = 2) -> None:
+        self._part = part
+        self._mode = mode
+        self._fd = fd
+
+    def info(self, message: str, **fields: object) -> None:
+        """Something an operator may want to know."""
+        self._write("info", message, fields)
+
+    def warning(self, message: str, **fields: object) -> None:
+        """Something that heals by itself, or that an operator should look at soon."""
+        self._write("warning", message, fields)
+
+    def error(self, message: str, **fields: object) -> None:
+        """Something an operator must look at."""
+        self._write("error", message, fields)
+
+    def _write(self, level: str, message: str, fields: dict[str, object]) -> None:
+        if self._mode == "off":
+            return
+        if self._mode == "summary":
+            detail = "".join(f" {name}={value}" for name, value in fields.items() if value is not None)
+            text = f"{self._part}: {_plain(message)}{_plain(detail)}\n".encode()
+        else:
+            line = {
+                "time": timestamp(clock.wall_us()),
+                "level": level,
+                "part": self._part,
+                "pid": os.getpid(),
+                "message": message,
+                **fields,
+            }
+            text = _encode(line) + b"\n"
+        try:
+            os.write(self._fd, text)
+        except OSError:
+            return  # nobody reads: there is nowhere left to say so
+
+
+def timestamp(wall_us: int) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    return datetime.fromtimestamp(wall_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{wall_us // 1000 % 1000:03d}Z"
+
+
+def _plain(text: str) -> str:
+    """Text for a terminal: a client's own strings can carry no control characters into it."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
