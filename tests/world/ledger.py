@@ -1,7 +1,7 @@
 """The scripted upstream's ledger, and the property that every fault test ends with (DESIGN section 6).
 
 `check` compares three independent witnesses: what the upstream says it was asked and sent, what the rows say, and what
-the clients received. It returns findings, one sentence each; none means that nothing was lost and nothing counted twice.
+the clients received. It returns findings, one sentence each; none means nothing lost and nothing counted twice.
 """
 
 from __future__ import annotations

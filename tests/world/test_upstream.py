@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.world.upstream import Ledger, Upstream, UpstreamProcess, read_ledger
+from tests.world.ledger import Ledger, read_ledger
+from tests.world.process import UpstreamProcess
+from tests.world.upstream import Upstream
 
 
 async def call(port: int, script: dict[str, Any] | None, *, read: int = -1, **body: Any) -> bytes:

@@ -19,23 +19,18 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
 import ssl
 import struct
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.world import script as scripts
-from tests.world.ledger import Ledger, read_ledger
+from tests.world.ledger import Ledger
 from tests.world.script import Facts, Piece, Script
 
-ROOT = Path(__file__).resolve().parents[2]
 REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 
 
@@ -379,54 +374,6 @@ class Upstream:
     def ends(self) -> list[dict[str, Any]]:
         """The end events of the in-memory ledger."""
         return [event for event in self.ledger.events if event["event"] == "end"]
-
-
-class UpstreamProcess:
-    """The scripted upstream as a process of its own: `with UpstreamProcess(path) as upstream`."""
-
-    def __init__(self, ledger: Path) -> None:
-        self.ledger = ledger
-        self.port = 0
-        self.process: subprocess.Popen[bytes]
-
-    def __enter__(self) -> UpstreamProcess:
-        command = [sys.executable, "-m", "tests.world.upstream", "--port", str(self.port), "--ledger", str(self.ledger)]
-        self.process = subprocess.Popen(
-            [*command, "--until-eof"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the scripted upstream did not start"
-        self.port = json.loads(line)["port"]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(20)
-
-    @property
-    def url(self) -> str:
-        """The base URL that an upstream's entry in the policy names."""
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    def events(self) -> list[dict[str, Any]]:
-        """The ledger so far."""
-        return read_ledger(self.ledger)
-
-    def wait_idle(self, seconds: float = 20) -> None:
-        """Waits until every request of the ledger has its end."""
-        deadline = time.monotonic() + seconds
-        while True:
-            events = self.events()
-            ends = {event["n"] for event in events if event["event"] == "end"}
-            open_ = [event["n"] for event in events if event["event"] == "request" and event["n"] not in ends]
-            if not open_:
-                return
-            assert time.monotonic() < deadline, f"the upstream still answers {open_[:10]}"
-            time.sleep(0.05)
 
 
 async def _serve(port: int, ledger: Path, until_eof: bool) -> None:
