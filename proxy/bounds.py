@@ -61,6 +61,7 @@ HEARTBEAT_SECONDS = 0.5  # how often a worker says it lives
 HEARTBEAT_SECONDS_MAX = 5  # without one for so long it is killed and replaced
 HANDOVER_SECONDS = 0.05  # between a replacement's first accept and the old one's close
 RESTART_BACKOFF_SECONDS_MAX = 10  # between restarts of a part that keeps dying
+DRAIN_IDLE_SECONDS = 1.0  # a draining worker leaves idle connections so long, for the request that is on its way
 DRAIN_SECONDS_DEFAULT = 30  # streams may finish this long after SIGTERM
 STARTING_SECONDS_MAX = 30  # a part that is not ready by then is killed and tried again
 RELOAD_SECONDS_MAX = 20  # `weir reload` waits so long for every worker to report the new policy
@@ -71,6 +72,10 @@ REDIS_SECONDS_MAX = 0.5  # one Redis call of the keeper; a stalled Redis must lo
 FLUSH_RECORDS_MAX = 5000  # in one transaction of the flusher
 CLAIM_IDLE_SECONDS = 30  # an entry unacknowledged for so long is claimed by another flusher
 FLUSH_SECONDS_MAX = 20  # one transaction; below the claim time, so that no two flushers persist the same entry for long
+DATABASE_CONNECT_SECONDS_MAX = 5  # to a database: an absent one must be noticed while its backlog is small
+DATABASE_BUSY_SECONDS_MAX = 5  # SQLite waits so long for another writer's turn to end
+TRANSACTION_TRIES_MAX = 5  # a deadlock, a serialization failure or a busy SQLite is run again so often
+MIGRATE_SECONDS_MAX = 60  # for another process's migration to end
 
 assert WORKERS_MAX * 2 <= COLUMNS
 assert FLUSH_SECONDS_MAX < CLAIM_IDLE_SECONDS
