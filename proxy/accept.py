@@ -44,7 +44,7 @@ async def read_body(call: Call) -> None:
             exchange.say_continue()
         body = await exchange.body(bounds.BODY_BYTES_MAX, bounds.BODY_SECONDS_MAX)
     content_type = call.head.content_type
-    if content_type is not None and content_type[:16].lower() != b"application/json":
+    if content_type is not None and content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise Refusal("unsupported_media_type", _printable(content_type.decode("latin-1")))
     try:
         call.facts = peek(body)
@@ -54,9 +54,9 @@ async def read_body(call: Call) -> None:
     call.body = body
 
 
-def refuse(exchange: Exchange, refusal: Refusal, request_id: str, headers: bytes = b"") -> None:
+def refuse(exchange: Exchange, refusal: Refusal, request_id: str) -> None:
     """Answers with the refusal. The connection ends with it when the request's body was never read to its end."""
-    lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}{headers.decode('latin-1')}"
+    lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}{refusal.headers.decode('latin-1')}"
     close = exchange.close or exchange.body_now() is None
     exchange.answer(
         dialect.answer(refusal.kind.status, lines, dialect.refusal_body(refusal), close=close), close=close

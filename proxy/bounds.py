@@ -77,6 +77,16 @@ DATABASE_BUSY_SECONDS_MAX = 5  # SQLite waits so long for another writer's turn 
 TRANSACTION_TRIES_MAX = 5  # a deadlock, a serialization failure or a busy SQLite is run again so often
 MIGRATE_SECONDS_MAX = 60  # for another process's migration to end
 
+# === policy: what an operator writes ===
+POLICY_FILE_BYTES_MAX = 4 * 1024 * 1024  # one file: tens of thousands of lines; more is a mistake
+POLICY_DEPTH_MAX = 16  # nesting of a policy file; the schema needs 6
+TENANT_NAME_BYTES_MAX = 48  # stands in every row, scope and metric label
+UPSTREAM_NAME_BYTES_MAX = 32  # shares SENT_BYTES_MAX with the upstream's name of the model
+PRICE_VERSION_BYTES_MAX = 32  # stands in every row and in the slot
+LIMIT_MAX = 1 << 40  # the arena's arithmetic is exact to here
+PRICE_DOLLARS_MAX = 1_000_000  # per million tokens: a thousand times the dearest model; a typo in a unit shows
+SECRET_BYTES_MAX = 16 * 1024  # an upstream's credential: room for a long token, not for a wrong file
+
 assert WORKERS_MAX * 2 <= COLUMNS
 assert FLUSH_SECONDS_MAX < CLAIM_IDLE_SECONDS
 assert OPENED_BYTES_MAX + SENT_BYTES_MAX + 288 <= SLOT_BYTES

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from proxy._fastpath import Limits
     from proxy._journal import Slot
     from proxy._scan import Head, Peek
+    from proxy._wire import Relay
     from proxy.dialects.openai_chat import Endpoint
     from proxy.exchange import Exchange
     from proxy.identity.keys import Known
@@ -150,27 +151,26 @@ class EpochEnd(Struct, array_like=True, frozen=True):
 class Grant:
     """What one key may do with one model at one endpoint under one policy, worked out once and kept with the key.
 
-    `limits` is bound to the arena's cells on first use; `series` holds the numbers of the metric series it counts in.
+    `limits` is bound to the arena's cells on first use, and `routes` to the worker's pools.
     """
 
-    __slots__ = ("effective", "limits", "routes", "series", "token_burst")
+    __slots__ = ("effective", "limits", "routes", "token_burst")
 
     def __init__(self, effective: Effective) -> None:
         self.effective = effective
         self.limits: Limits | None = None
         self.token_burst = 0
         self.routes: tuple[Route, ...] = ()
-        self.series: dict[object, int] = {}
 
 
 class Route:
     """One place a call can go: a pool of connections and the bytes that say where."""
 
-    __slots__ = ("ask_usage", "model_literal", "pool", "priority", "sent", "upstream", "weight")
+    __slots__ = ("ask_usage", "facts", "model_literal", "pool", "priority", "sent", "weight")
 
     def __init__(
         self,
-        upstream: str,
+        facts: Sent,
         pool: Pool,
         ask_usage: bool,
         model_literal: bytes | None,
@@ -178,11 +178,11 @@ class Route:
         weight: int,
         priority: int,
     ) -> None:
-        self.upstream = upstream
+        self.facts = facts
         self.pool = pool
         self.ask_usage = ask_usage
         self.model_literal = model_literal  # JSON string in place of the client's model; None: unchanged
-        self.sent = sent  # msgpack of `Sent`, for the journal's slot
+        self.sent = sent  # msgpack of `facts`, for the journal's slot
         self.weight = weight
         self.priority = priority
 
@@ -191,7 +191,6 @@ class Call:
     """One request on its way through the eight steps. Each step fills in what it found out."""
 
     __slots__ = (
-        "admitted_ns",
         "arrived_ns",
         "body",
         "endpoint",
@@ -203,9 +202,11 @@ class Call:
         "known",
         "opened",
         "outcome",
+        "relay",
         "request_id",
         "reserved_tokens",
         "route",
+        "sent_ns",
         "seq",
         "slot",
     )
@@ -227,10 +228,11 @@ class Call:
         self.slot: Slot
         self.opened: Opened
         self.reserved_tokens = 0
-        self.admitted_ns = 0
         self.headers = b""  # response header lines of Weir's own
         # route
         self.route: Route | None = None
         # stream, meter
+        self.relay: Relay | None = None
+        self.sent_ns = 0  # 0: nothing went upstream
         self.outcome: Outcome | None = None
         self.seq = 0  # of the finished record in the journal

@@ -25,13 +25,22 @@ class Kind(NamedTuple):
 class Refusal(Exception):
     """A call that is refused before the first byte. `detail` fills the `{}` of the kind's message."""
 
-    def __init__(self, code: str, detail: str = "", *, param: str | None = None, retry_after_ms: int = 0) -> None:
+    def __init__(
+        self,
+        code: str,
+        detail: str = "",
+        *,
+        param: str | None = None,
+        retry_after_ms: int = 0,
+        headers: bytes = b"",
+    ) -> None:
         super().__init__(code, detail)
         self.code = code
         self.kind = KINDS[code]
         self.detail = detail
         self.param = param
         self.retry_after_ms = retry_after_ms
+        self.headers = headers  # lines that the answer carries besides, each ended by CRLF
 
     @property
     def message(self) -> str:
@@ -103,6 +112,9 @@ KINDS: dict[str, Kind] = {
         502, "server_error", "upstream", False, "The model's upstream refused Weir's own credentials."
     ),
     "upstream_busy": Kind(429, "requests", "upstream", True, "The model's upstream is rate limiting Weir."),
+    "upstream_unavailable": Kind(
+        503, "service_unavailable_error", "upstream", True, "The model's upstream is overloaded."
+    ),
     "upstream_failed": Kind(502, "server_error", "upstream", True, "The model's upstream failed with status {}."),
     # anything else
     "internal_error": Kind(500, "server_error", "gateway", False, "Weir failed to handle this request."),

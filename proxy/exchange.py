@@ -6,7 +6,10 @@ The journey knows this and no more, so that a faster front can take the place of
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from proxy._wire import Relay
 
 
 class Exchange(Protocol):
@@ -34,8 +37,8 @@ class Exchange(Protocol):
     def answer(self, data: bytes, *, close: bool) -> None:
         """Writes one whole answer; with `close` the connection ends after it."""
 
-    async def drained(self) -> None:
-        """Returns when the client has taken what was written. Raises ConnectionError when it is gone."""
+    def paused(self, relay: Relay) -> None:
+        """The client reads too slowly and the relay has paused its upstream: resume it when the client has caught up."""
 
     def abort(self) -> None:
         """Ends the connection at once, so that the client cannot take what it has for the whole."""

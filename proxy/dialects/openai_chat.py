@@ -25,6 +25,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/completions": Endpoint("completions", "POST", "/completions"),
     "/v1/embeddings": Endpoint("embeddings", "POST", "/embeddings"),
     "/v1/models": Endpoint("models", "GET", ""),
+    "/healthz": Endpoint("health", "GET", ""),
+    "/readyz": Endpoint("health", "GET", ""),
 }
 MODEL_PREFIX = "/v1/models/"
 MODEL = Endpoint("models", "GET", "")

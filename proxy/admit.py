@@ -1,0 +1,120 @@
+"""Step 4: take from every limit what this call may need, and open it in the journal. All or nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy import bounds
+from proxy._fastpath import CONCURRENCY, RATE_REQUESTS, RATE_TOKENS, ArenaFull, Limits
+from proxy.call import Call, Grant, Opened
+from proxy.clock import wall_us
+from proxy.errors import Refusal
+from proxy.record import encode_opened
+from proxy.tokens import prompt_tokens
+
+if TYPE_CHECKING:
+    from proxy.house import House
+
+_KINDS = {"requests_per_minute": RATE_REQUESTS, "tokens_per_minute": RATE_TOKENS, "concurrency": CONCURRENCY}
+_REFUSALS = {
+    "requests_per_minute": "rate_limit_exceeded",
+    "tokens_per_minute": "token_limit_exceeded",
+    "concurrency": "concurrency_exceeded",
+}
+_CONCURRENCY_RETRY_MS = 250  # when a place will be free is not known: soon, as calls go
+
+
+def admit(call: Call, house: House) -> None:
+    """Holds requests, tokens and concurrency, and opens the call's slot. Raises Refusal and then holds nothing."""
+    grant = call.grant
+    limits = grant.limits
+    if limits is None:
+        limits = bind(call, house)
+    facts = call.facts
+    prompt = prompt_tokens(facts)
+    burst = grant.token_burst
+    if prompt > burst:
+        raise Refusal("request_too_large", f"about {prompt} tokens against at most {burst} at once")
+    reserved = min(prompt + answer_bound(call), burst)
+    refusing = limits.acquire(call.arrived_ns, reserved)
+    if refusing:
+        raise over_limit(grant, limits, refusing, call.arrived_ns)
+    opened = call.opened = opened_record(call, prompt)
+    slot = house.epoch.open(encode_opened(opened), limits.holds)
+    if slot is None:
+        limits.refund(call.arrived_ns, reserved)
+        raise Refusal("journal_full", retry_after_ms=1000)
+    call.slot = slot
+    call.reserved_tokens = reserved
+    call.headers = b"x-request-id: %b\r\n%b" % (call.request_id.encode(), limits.headers(call.arrived_ns))
+
+
+def answer_bound(call: Call) -> int:
+    """The most tokens the answer may have, as far as the call or the model's policy says."""
+    if call.endpoint.name == "embeddings":
+        return 0
+    facts = call.facts
+    asked = facts.answer_tokens
+    return (asked if asked >= 0 else call.grant.effective.model.answer_tokens_default) * facts.choices
+
+
+def bind(call: Call, house: House) -> Limits:
+    """Finds the grant's cells and routes, once. Raises Refusal limits_full when the arena has no room."""
+    grant = call.grant
+    effective = grant.effective
+    try:
+        limits = Limits(
+            house.arena,
+            [(_KINDS[limit.kind], limit.scope.encode(), limit.limit, limit.burst) for limit in effective.limits],
+        )
+    except ArenaFull:
+        raise Refusal("limits_full", retry_after_ms=1000) from None
+    grant.routes = house.routes(effective.model, call.facts.model or "")
+    grant.token_burst = limits.token_burst()
+    grant.limits = limits
+    return limits
+
+
+def over_limit(grant: Grant, limits: Limits, refusing: int, now_ns: int) -> Refusal:
+    """The refusal that names the limit which refused, and when it could pass."""
+    limit = grant.effective.limits[refusing - 1]
+    words = limit.kind.replace("_", " ")
+    wait_ms = -(-limits.wait_ns // 1_000_000) or _CONCURRENCY_RETRY_MS
+    return Refusal(
+        _REFUSALS[limit.kind],
+        f"{limit.limit} {words} for this {limit.level}",
+        retry_after_ms=wait_ms,
+        headers=limits.headers(now_ns),
+    )
+
+
+def opened_record(call: Call, prompt: int) -> Opened:
+    """What the row must know if this process dies now. Cut to the bounds, so that it always fits its slot."""
+    principal = call.known.principal
+    facts = call.facts
+    tags = principal.tags
+    tag = call.head.tag
+    if tag is not None:
+        tags = (*tags, ("header", _cut(tag.decode("utf-8", "replace"), bounds.TAG_BYTES_MAX)))
+    price = call.grant.effective.model.price
+    user = facts.user or ""
+    return Opened(
+        principal.tenant,
+        principal.key_id,
+        user if len(user) <= 24 else _cut(user, bounds.USER_BYTES_MAX),
+        tags,
+        call.request_id[: bounds.REQUEST_ID_BYTES_KEPT],
+        call.endpoint.name,
+        facts.model or "",
+        facts.stream,
+        prompt,
+        "estimated",
+        wall_us(),
+        *((0, 0, 0, "") if price is None else (price.prompt, price.cached, price.completion, price.version)),
+    )
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    """The text's beginning in at most so many bytes of UTF-8, never inside a character."""
+    raw = text.encode("utf-8", "replace")
+    return text if len(raw) <= bytes_max else raw[:bytes_max].decode("utf-8", "ignore")

@@ -1,0 +1,51 @@
+"""The command `weir`: verbs only. Each verb is a module of `proxy/verbs/` with `add_arguments` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from proxy import __version__
+
+VERBS = {
+    "run": "everything on this machine: proxy, keeper, flusher; migrates the database",
+    "proxy": "supervisor, workers and keeper alone",
+    "flush": "the flusher alone: Redis streams into the database",
+    "check": "print every problem of the configuration",
+    "explain": "which rule of which file and line decides for a key and a model",
+    "keys": "create, list and revoke API keys",
+    "usage": "who used which model, and what it cost",
+    "reload": "take the changed policy into use, whole or not at all",
+    "restart": "replace all workers one by one, losing nothing",
+    "health": "ask the keeper whether this host is ready",
+    "demo": "the built-in demo upstream",
+}
+# Parts that the supervisor starts. They are not for people.
+PARTS = {"worker": "one proxy worker", "keeper": "the host's housekeeping"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns its exit code: 0 done, 1 not, 2 a wrong command line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="weir", description="Meter, limit and record LLM calls.", formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"weir {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    # Only the verb that is asked for is imported: `weir keys` must not pay for the proxy.
+    asked = next((word for word in arguments if not word.startswith("-")), "")
+    for verb, text in {**VERBS, **PARTS}.items():
+        sub = verbs.add_parser(verb, help=text if verb in VERBS else argparse.SUPPRESS, description=text)
+        if verb == asked:
+            module = importlib.import_module(f"proxy.verbs.{verb}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    try:
+        chosen = parser.parse_args(arguments)
+        return int(chosen.run(chosen))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1

@@ -1,0 +1,273 @@
+"""The front: aiohttp's low-level server, told to do as little as it can, and a door before it that keeps time.
+
+Every answer is written straight to the transport; aiohttp parses requests and keeps the connection. Only its public
+names are used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.web import BaseRequest
+
+from proxy import bounds
+from proxy._fastpath import now_ns
+from proxy._wire import Relay
+from proxy.dialects import openai_chat as dialect
+from proxy.errors import Refusal
+from proxy.exchange import Exchange
+
+log = logging.getLogger("weir.front")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FAILED = Refusal("internal_error")
+_INTERNAL_ERROR = dialect.answer(
+    500, dialect.refusal_headers(_FAILED), dialect.refusal_body(_FAILED), close=True
+)
+
+
+class _Written(web.StreamResponse):
+    """What the server is handed when all is on the wire already: nothing to prepare, nothing to end."""
+
+    _kept = True
+
+    async def prepare(self, request: BaseRequest) -> None:  # type: ignore[override]
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._kept
+
+
+class _WrittenLast(_Written):
+    """The same, for the last answer of a connection."""
+
+    _kept = False
+
+
+class AiohttpExchange:
+    """One request of aiohttp's, as the journey wants it. See `exchange.Exchange`."""
+
+    __slots__ = (
+        "_body",
+        "_front",
+        "_request",
+        "_transport",
+        "arrived_ns",
+        "buffered",
+        "close",
+        "http10",
+        "method",
+        "raw_headers",
+        "raw_path",
+        "started",
+        "write",
+    )
+
+    def __init__(self, request: BaseRequest, transport: asyncio.Transport, front: Front) -> None:
+        self._request = request
+        self._transport = transport
+        self._front = front
+        self._body: bytes | None = None
+        self.arrived_ns = now_ns()
+        self.method = request.method
+        self.raw_path = request.raw_path
+        self.raw_headers = request.raw_headers
+        self.http10 = request.version.minor == 0
+        self.close = front.draining or self.http10 or not request.keep_alive
+        self.started = False
+        self.write = transport.write
+        self.buffered = transport.get_write_buffer_size
+
+    def body_now(self) -> bytes | None:
+        body = self._body
+        if body is None:
+            content = self._request.content
+            if content.is_eof():
+                body = self._body = content.read_nowait(-1)
+        return body
+
+    async def body(self, bytes_max: int, seconds_max: float) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        content = self._request.content
+        try:
+            async with asyncio.timeout(seconds_max):
+                while chunk := await content.readany():
+                    size += len(chunk)
+                    if size > bytes_max:
+                        raise Refusal("body_too_large", str(bytes_max))
+                    parts.append(chunk)
+        except TimeoutError:
+            raise Refusal("body_timeout", str(seconds_max)) from None
+        except web.RequestPayloadError:
+            raise Refusal("bad_request", "its body's framing is broken") from None
+        body = self._body = b"".join(parts)
+        return body
+
+    def say_continue(self) -> None:
+        self._transport.write(_CONTINUE)
+
+    def answer(self, data: bytes, *, close: bool) -> None:
+        self.started = True
+        if close:
+            self.close = True
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def paused(self, relay: Relay) -> None:
+        self._front.keep(self._resume(relay))
+
+    async def _resume(self, relay: Relay) -> None:
+        try:
+            await self._request.writer.drain()  # type: ignore[attr-defined]
+        except ConnectionError:
+            return  # the handler is told by its own cancellation
+        relay.resume()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+class Door(asyncio.Protocol):
+    """Stands between a connection and aiohttp's handler of it, and knows when each last made progress.
+
+    aiohttp closes an idle connection by its own timer, but would wait for ever for the rest of a head.
+    """
+
+    __slots__ = ("_feed", "_front", "busy", "inner", "since", "transport", "waiting")
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self.inner = front.server()
+        self._feed = self.inner.data_received
+        self.transport: asyncio.Transport | None = None
+        self.busy = False  # a request is being answered
+        self.waiting = True  # bytes of a head are owed
+        self.since = 0  # front ticks: when that began
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if len(self._front.doors) >= bounds.CONNECTIONS_MAX:
+            transport.abort()
+        self.since = self._front.tick
+        self._front.doors[self.inner] = self
+        self.inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy and not self.waiting:
+            self.waiting = True
+            self.since = self._front.tick
+        self._feed(data)
+
+    def eof_received(self) -> None:
+        self.inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self.inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.inner.resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._front.doors.pop(self.inner, None)
+        self.inner.connection_lost(exc)
+
+
+class Front:
+    """The listening side of a worker. `serve` is the journey."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, serve: Callable[[Exchange], Awaitable[None]]) -> None:
+        self.loop = loop
+        self.doors: dict[Any, Door] = {}
+        self.tick = 0  # seconds since the front opened: its clock for connections
+        self.draining = False
+        self.requests = 0  # being answered now
+        self._serve = serve
+        self._kept: set[asyncio.Task[None]] = set()
+        self._keep = _Written()
+        self._last = _WrittenLast()
+        # aiohttp logs a traceback for each malformed request; a scanner must not fill the disk.
+        quiet = logging.getLogger("weir.front.aiohttp")
+        quiet.setLevel(logging.CRITICAL)
+        self.server = web.Server(
+            self._handle,
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,
+            keepalive_timeout=bounds.CONNECTION_IDLE_SECONDS_MAX,
+            lingering_time=2.0,
+            tcp_keepalive=False,
+            logger=quiet,
+        )
+        self._ticker = loop.call_later(1.0, self._tick)
+
+    def __repr__(self) -> str:
+        return f"[Front: {len(self.doors)} connections, {self.requests} requests]"
+
+    def __call__(self) -> Door:
+        """A protocol for one more connection."""
+        return Door(self)
+
+    def keep(self, work: Awaitable[None]) -> None:
+        """Runs a small piece of work to its end, and holds on to it until then."""
+        task = asyncio.ensure_future(work)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+
+    async def _handle(self, request: BaseRequest) -> web.StreamResponse:
+        transport = request.transport
+        if transport is None:
+            return self._last
+        door = self.doors.get(request.protocol)
+        if door is not None:
+            door.busy = True
+            door.waiting = False
+        exchange = AiohttpExchange(request, transport, self)
+        self.requests += 1
+        try:
+            await self._serve(exchange)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # aiohttp would write a second answer into the open one.
+            log.exception("a request failed inside Weir")
+            if exchange.started:
+                transport.abort()
+            else:
+                exchange.answer(_INTERNAL_ERROR, close=True)
+        finally:
+            self.requests -= 1
+            if door is not None:
+                door.busy = False
+        return self._last if exchange.close else self._keep
+
+    def _tick(self) -> None:
+        self._ticker = self.loop.call_later(1.0, self._tick)
+        self.tick += 1
+        late = self.tick - bounds.HEADERS_SECONDS_MAX
+        for door in list(self.doors.values()):
+            if door.waiting and not door.busy and door.since < late and door.transport is not None:
+                door.transport.abort()
+
+    def drain(self) -> None:
+        """From now on each answer ends its connection; connections that stay idle are ended after a grace.
+
+        Closing an idle connection at once would race with the request that its client is just sending.
+        """
+        self.draining = True
+        self.loop.call_later(bounds.DRAIN_IDLE_SECONDS, self.server.pre_shutdown)
+
+    async def close(self) -> None:
+        """Ends whatever is left."""
+        self._ticker.cancel()
+        await self.server.shutdown(0.5)
+        for task in list(self._kept):
+            task.cancel()

@@ -1,0 +1,120 @@
+"""What one worker owns and every call uses: policy, keys, limits, journal, pools, counters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+
+import msgspec
+
+from proxy import board, bounds
+from proxy._fastpath import Arena
+from proxy._wire import Sweeper
+from proxy.call import Route, Sent
+from proxy.errors import Refusal
+from proxy.identity.keys import Keys
+from proxy.journal import Epoch
+from proxy.policy.schema import Model, Policy, Upstream
+from proxy.telemetry.calls import CallMetrics
+from proxy.telemetry.log import Lines
+from proxy.upstreams.pool import Pool
+
+
+class House:
+    """Built by `wiring`; one to a worker. `policy` is swapped whole by `adopt`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        policy: Policy,
+        keys: Keys,
+        epoch: Epoch,
+        make_pool: Callable[[Upstream], Pool],
+        metrics: CallMetrics,
+        lines: Lines,
+        *,
+        strict: bool,
+    ) -> None:
+        self.loop = loop
+        self.keys = keys
+        self.epoch = epoch
+        self.arena: Arena = epoch.arena
+        self.metrics = metrics
+        self.lines = lines
+        self.strict = strict
+        self.sweeper = Sweeper(loop)
+        self._make_pool = make_pool
+        self._pools: dict[str, tuple[Upstream, Pool]] = {}
+        self._literals = msgspec.msgpack.Encoder().encode
+        self._request_prefix = f"req_{secrets.token_hex(8)}"
+        self._requests = 0
+        self.policy = policy
+        self.adopt(policy)
+
+    def adopt(self, policy: Policy) -> None:
+        """Takes a new policy for the calls to come. Pools of upstreams that did not change keep their connections.
+
+        Calls in flight keep the pool they were given; it closes its connections as they come back.
+        """
+        pools: dict[str, tuple[Upstream, Pool]] = {}
+        for name, upstream in policy.upstreams.items():
+            known = self._pools.get(name)
+            pools[name] = known if known is not None and known[0] == upstream else (upstream, self._make_pool(upstream))
+        for name, (_, pool) in self._pools.items():
+            if name not in pools or pools[name][1] is not pool:
+                pool.close()
+        self._pools = pools
+        self.policy = policy
+
+    def routes(self, model: Model, asked: str) -> tuple[Route, ...]:
+        """The model's targets, each with its pool. A target without a model name of its own passes the client's on."""
+        routes = []
+        for target in model.targets:
+            upstream, pool = self._pools[target.upstream]
+            name = target.model or asked
+            facts = Sent(_cut(target.upstream, 32), _cut(name, 56))
+            literal = None if name == asked else json.dumps(name).encode()
+            sent = self._literals(facts)
+            routes.append(Route(facts, pool, upstream.ask_usage, literal, sent, target.weight, target.priority))
+        return tuple(routes)
+
+    def pools(self) -> list[Pool]:
+        """Every pool in use now."""
+        return [pool for _, pool in self._pools.values()]
+
+    def next_request_id(self) -> str:
+        """A request id for a client that sent none: unique, and telling nothing."""
+        self._requests += 1
+        return f"{self._request_prefix}{self._requests:08x}"
+
+    def readiness(self) -> tuple[int, str]:
+        """Status and word for /readyz on the worker's own port, from the board that all processes share."""
+        arena = self.arena
+        if arena.word(board.DRAINING):
+            return 503, "draining"
+        away = [
+            name
+            for name, word in (("redis", board.REDIS_STATE), ("database", board.DATABASE_STATE))
+            if arena.word(word) == board.AWAY
+        ]
+        return 200, f"degraded: {' and '.join(away)} away" if away else "ok"
+
+    def count_refusal(self, refusal: Refusal) -> None:
+        """Counts a refusal by its reason."""
+        self.metrics.refuse(refusal.code)
+
+    def close(self) -> None:
+        """Closes what holds sockets and timers. The epoch is the worker's to finish."""
+        self.sweeper.close()
+        for pool in self.pools():
+            pool.close()
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    raw = text.encode()
+    return text if len(raw) <= bytes_max else raw[:bytes_max].decode("utf-8", "ignore")
+
+
+assert 32 + 56 + 5 <= bounds.SENT_BYTES_MAX

@@ -1,0 +1,52 @@
+"""The life of a request, on one screen. docs/life-of-a-request.md tells the same story in the same eight words."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxy import answer
+from proxy.accept import accept, read_body, refuse
+from proxy.admit import admit
+from proxy.authorise import authorise
+from proxy.errors import Refusal
+from proxy.exchange import Exchange
+from proxy.identify import identify, look_up
+from proxy.meter import client_gone, meter, refused
+from proxy.route import choose
+from proxy.stream import stream
+
+if TYPE_CHECKING:
+    from proxy.house import House
+
+
+async def serve(exchange: Exchange, house: House) -> None:
+    """One request, from its first byte to its row. Returns when the answer's last byte is written."""
+    policy = house.policy  # one snapshot per request: a reload changes the next one
+    request_id = house.next_request_id()
+    try:
+        call = accept(exchange, request_id, policy.tag_header)  # 1
+        request_id = call.request_id
+        if not call.endpoint.suffix:
+            await answer.own(call, house)
+            return
+        if not identify(call, house.keys):  # 2
+            await look_up(call, house.keys)
+        await read_body(call)
+        authorise(call, policy)  # 3
+        admit(call, house)  # 4: from here on something is held, and there will be a row
+        try:
+            call.route = choose(call.grant.routes, call.slot.call)  # 5
+            await stream(call, call.route, house)  # 6
+        except Refusal as refusal:
+            refused(call, refusal)
+            raise
+        except asyncio.CancelledError:
+            client_gone(call)
+            raise
+        finally:
+            meter(call, house)  # 7: never awaits, so nothing can interrupt it
+        await answer.end(call, house)
+    except Refusal as refusal:
+        house.count_refusal(refusal)
+        refuse(exchange, refusal, request_id)

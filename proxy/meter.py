@@ -1,0 +1,44 @@
+"""Step 7: write down what happened and give back what was held. A plain function: no await, so nothing cuts it short."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy._fastpath import now_ns
+from proxy.call import Call, Outcome, Progress
+from proxy.errors import Refusal
+from proxy.record import encode, settle
+
+if TYPE_CHECKING:
+    from proxy.house import House
+
+_CLIENT_GONE_STATUS = 499
+_UNKNOWN = Outcome("crash", 500, Progress())
+
+
+def refused(call: Call, refusal: Refusal) -> None:
+    """The outcome of a call that was refused after it was opened. What `stream` already found out stands."""
+    if call.outcome is None:
+        call.outcome = Outcome("upstream_error", refusal.kind.status, Progress())
+
+
+def client_gone(call: Call) -> None:
+    """The outcome of a call whose client left before its answer began."""
+    if call.outcome is None:
+        call.outcome = Outcome("client_gone", _CLIENT_GONE_STATUS, Progress())
+
+
+def meter(call: Call, house: House) -> None:
+    """Turns the outcome into the row's record, closes the slot with it, settles the tokens, counts and logs."""
+    now = now_ns()
+    outcome = call.outcome or _UNKNOWN
+    sent_ns = call.sent_ns
+    sent = call.route.facts if call.route is not None and sent_ns else None
+    queue_us = ((sent_ns or now) - call.arrived_ns) // 1000
+    event = settle(call.slot.call, call.opened, sent, outcome, queue_us, (now - call.arrived_ns) // 1000)
+    call.seq = house.epoch.close(call.slot, encode(event))
+    limits = call.grant.limits
+    assert limits is not None
+    limits.settle_tokens(now, call.reserved_tokens, event.prompt_tokens + event.completion_tokens)
+    house.metrics.record(event)
+    house.lines.request(event)

@@ -1,0 +1,171 @@
+"""Step 6: send the call upstream and relay the answer, as it arrives, to its last byte.
+
+Before the first byte it refuses; after it, it returns an `Outcome` and raises nothing for what the network did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from proxy import _wire
+from proxy._fastpath import now_ns
+from proxy._scan import with_model, with_usage
+from proxy._wire import Relay
+from proxy.call import Call, Outcome, Progress, Route, Termination
+from proxy.errors import Refusal
+
+if TYPE_CHECKING:
+    from proxy.house import House
+
+CLIENT_GONE_STATUS = 499  # nginx's word for a client that left before its answer
+
+# How a relay that had begun ended, in the words of the usage row.
+_TERMINATIONS: dict[int, Termination] = {
+    _wire.COMPLETE: "complete",
+    _wire.LOST: "upstream_error",
+    _wire.PROTOCOL: "upstream_error",
+    _wire.FIRST_BYTE_TIMEOUT: "timeout",
+    _wire.IDLE_TIMEOUT: "timeout",
+    _wire.TOTAL_TIMEOUT: "timeout",
+    _wire.CLIENT_GONE: "client_gone",
+    _wire.CLIENT_STALLED: "client_gone",
+    _wire.CANCELLED: "client_gone",
+    _wire.CUT: "budget_cut",
+}
+# Upstream refusals that are the client's own doing: passed on in the upstream's words.
+_PASSED_ON = frozenset({400, 404, 405, 409, 413, 415, 422})
+_RETRY_AFTER_SECONDS_MAX = 60  # an upstream's wish is clamped to what an SDK is willing to wait
+
+
+def request_bytes(call: Call, route: Route) -> bytes:
+    """The request as the upstream gets it: the client's own body, but for the spliced values that policy changes."""
+    facts = call.facts
+    body = call.body
+    if facts.stream and route.ask_usage and not facts.usage_asked:
+        body = with_usage(body, facts, route.model_literal)
+    elif route.model_literal is not None:
+        body = with_model(body, facts, route.model_literal)
+    return route.pool.target.request(call.endpoint.suffix, call.head.forward, call.request_id, body)
+
+
+def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: bool) -> Relay:
+    """The relay of this call's answer, its deadlines those of the upstream."""
+    exchange = call.exchange
+    facts = call.facts
+    target = route.pool.target
+    return Relay(
+        exchange.write,
+        exchange.buffered,
+        exchange.paused,
+        done,
+        call.slot,
+        call.arrived_ns,
+        call.headers,
+        http10=exchange.http10,
+        close=exchange.close,
+        hide_usage=facts.stream and route.ask_usage and not facts.usage_asked,
+        hold_end=strict,
+        first_byte_ms=target.first_byte_ms,
+        idle_ms=target.idle_ms,
+        total_ms=target.total_ms,
+    )
+
+
+async def stream(call: Call, route: Route, house: House) -> None:
+    """Sends the request, waits for the relay's end, and fills `call.outcome`. Raises Refusal before the first byte."""
+    request = request_bytes(call, route)
+    done = house.loop.create_future()
+    relay = call.relay = relay_for(call, route, done, strict=house.strict)
+    connection = route.pool.take() or await route.pool.connect()
+    call.slot.sent(1, route.sent)
+    call.sent_ns = now_ns()
+    try:
+        house.sweeper.add(relay)
+        connection.start(relay, request)
+        await done
+    except ConnectionError:
+        connection.abort()
+        raise Refusal("upstream_lost") from None
+    except asyncio.CancelledError:
+        # The client hung up: its front cancelled us. What was relayed until now stands in the row.
+        relay.cancel()
+        call.outcome = outcome_of(relay, "client_gone", relay.status if relay.started else CLIENT_GONE_STATUS)
+        raise
+    finally:
+        call.exchange.started = relay.started
+    ending = relay.ending
+    if ending == _wire.COMPLETE:
+        termination: Termination = "upstream_error" if relay.upstream_error else "complete"
+        call.outcome = outcome_of(relay, termination, relay.status)
+    elif relay.started:
+        call.outcome = outcome_of(relay, _TERMINATIONS[ending], relay.status)
+    else:
+        refused = refusal_of(relay)
+        termination = _TERMINATIONS.get(ending, "upstream_error")
+        call.outcome = outcome_of(relay, termination, refused.kind.status if refused else relay.status)
+        if refused is not None:
+            raise refused
+
+
+def outcome_of(relay: Relay, termination: Termination, status: int) -> Outcome:
+    """What the relay counted, as an outcome."""
+    usage = relay.usage
+    prompt, cached, completion, reasoning, audio = usage if usage is not None else (0, 0, 0, 0, 0)
+    return Outcome(
+        termination,
+        status,
+        Progress(
+            relay.frames,
+            relay.bytes,
+            relay.text_bytes,
+            prompt,
+            cached,
+            completion,
+            reasoning,
+            audio,
+            0 if usage is None else 1,
+            relay.first_us,
+            relay.status,
+        ),
+        relay.model,
+        relay.upstream_request_id.decode("latin-1"),
+        1,
+    )
+
+
+def refusal_of(relay: Relay) -> Refusal | None:
+    """What the client is told of an answer that was not relayed. None: the upstream's own error is passed on."""
+    ending = relay.ending
+    if ending == _wire.ANSWERED:
+        status = relay.status
+        if status in _PASSED_ON:
+            return None
+        if status in (401, 403):
+            return Refusal("upstream_refused_us")
+        if status == 429:
+            return Refusal("upstream_busy", retry_after_ms=retry_after_ms(relay))
+        if status == 503:
+            return Refusal("upstream_unavailable", retry_after_ms=retry_after_ms(relay))
+        if status == 504 or status == 408:
+            return Refusal("upstream_timeout")
+        return Refusal("upstream_failed", str(status))
+    if ending == _wire.CODED:
+        return Refusal("upstream_protocol", "a Content-Encoding, although identity was asked for")
+    if ending == _wire.PROTOCOL:
+        return Refusal("upstream_protocol", relay.detail)
+    if ending in (_wire.FIRST_BYTE_TIMEOUT, _wire.IDLE_TIMEOUT, _wire.TOTAL_TIMEOUT):
+        return Refusal("upstream_timeout")
+    return Refusal("upstream_lost")
+
+
+def retry_after_ms(relay: Relay) -> int:
+    """The upstream's own wish in milliseconds, at most a minute. A date or nonsense is as good as none: one second."""
+    for raw, unit in ((relay.retry_after_ms, 1), (relay.retry_after, 1000)):
+        try:
+            wish = float(raw)
+        except ValueError:
+            continue
+        if 0 < wish * unit:
+            return int(min(wish * unit, _RETRY_AFTER_SECONDS_MAX * 1000)) or 1
+    return 1000

@@ -1,0 +1,134 @@
+"""One worker: an event loop, the journey, nothing else. Started by the supervisor; ends when told to, or when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable
+
+from proxy import board, bounds
+from proxy.clock import now_ns
+from proxy.front import Front
+from proxy.house import House
+from proxy.policy.schema import Policy
+from proxy.settings import Settings
+
+log = logging.getLogger("weir.worker")
+
+
+class Worker:
+    """The life of a worker: serve, beat, drain. `read_policy` returns the snapshot that now stands in the data directory."""
+
+    def __init__(
+        self,
+        house: House,
+        front: Front,
+        settings: Settings,
+        listener: socket.socket,
+        lifeline: int,
+        place: int,
+        read_policy: Callable[[], Policy],
+    ) -> None:
+        self._house = house
+        self._front = front
+        self._settings = settings
+        self._listener = listener
+        self._lifeline = lifeline
+        self._place = place
+        self._read_policy = read_policy
+        self._ending = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._beat_due_ns = 0
+        self._lag_us = 0
+
+    async def run(self) -> None:
+        """Serves until told to end, then drains: streams finish, the journal is synced, the epoch is finished."""
+        loop = self._house.loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            loop.add_signal_handler(number, int)  # for the supervisor and the keeper; a group signal must not kill us
+        loop.add_reader(self._lifeline, self._end)
+        server = await loop.create_server(
+            self._front, sock=self._listener, backlog=4096, ssl=tls_context(self._settings)
+        )
+        self._say(board.STATE, board.SERVING)
+        beating = asyncio.create_task(self._beat())
+        try:
+            await self._ending.wait()
+            self._say(board.STATE, board.DRAINING_STATE)
+            await self._drain(server)
+        finally:
+            beating.cancel()
+            loop.remove_reader(self._lifeline)
+
+    def _end(self) -> None:
+        if self._ending.is_set():
+            self._hurry.set()
+        self._ending.set()
+        # A closed lifeline stays readable: it would wake the loop for ever.
+        self._house.loop.remove_reader(self._lifeline)
+
+    async def _drain(self, server: asyncio.Server) -> None:
+        """Stops accepting, lets streams finish for `drain_seconds`, then ends what is left without a clean ending."""
+        self._front.draining = True
+        # Connections queued on this place's socket are taken by the replacement that shares it, or by us until we close.
+        await asyncio.sleep(bounds.HANDOVER_SECONDS)
+        server.close()
+        self._front.drain()
+        deadline_ns = now_ns() + int(self._settings.drain_seconds * 1e9)
+        while self._front.doors and now_ns() < deadline_ns and not self._hurry.is_set():
+            await asyncio.sleep(0.02)
+        await self._front.close()
+        while self._house.sweeper.running() or self._front.requests:
+            await asyncio.sleep(0.01)
+        self._house.close()
+
+    async def _beat(self) -> None:
+        """Says that this worker lives and what it is at, and takes a new policy when there is one."""
+        arena = self._house.arena
+        while True:
+            self._say(board.HEARTBEAT_NS, now_ns())
+            self._say(board.OPEN_SLOTS, self._house.epoch.writer.open_slots)
+            self._say(board.CONNECTIONS, len(self._front.doors))
+            self._say(board.STREAMS, self._house.sweeper.running())
+            self._say(board.LOOP_LAG_US, self._house.sweeper.lag_us())
+            self._say(board.KEYS_SEEN, arena.word(board.KEYS_GENERATION))
+            generation = arena.word(board.POLICY_GENERATION)
+            if generation != arena.column_word(arena.column, board.POLICY_SEEN):
+                try:
+                    self._house.adopt(self._read_policy())
+                except Exception:
+                    # The keeper wrote it and it compiled; whatever is wrong, the policy in use stays in use.
+                    log.exception("the new policy could not be taken; the old one stays")
+                else:
+                    self._say(board.POLICY_SEEN, generation)
+            await asyncio.sleep(bounds.BEAT_SECONDS)
+
+    def _say(self, word: int, value: int) -> None:
+        arena = self._house.arena
+        arena.set_column_word(arena.column, word, value)
+
+    def announce(self, generation: int) -> None:
+        """The first entry on the board: who this is, before it serves."""
+        self._say(board.PID, os.getpid())
+        self._say(board.PLACE, self._place)
+        self._say(board.POLICY_SEEN, generation)
+        self._say(board.HEARTBEAT_NS, now_ns())
+        self._say(board.STATE, board.STARTING)
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """TLS for the listener, when the policy names certificate and key. Raises OSError or ssl.SSLError for bad files."""
+    tls = settings.listen.tls
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
