@@ -23,6 +23,7 @@ KEYS_UNKNOWN_CACHED_MAX = 10_000  # digests known not to exist: a wrong key cost
 
 # === the wire: upstream ===
 UPSTREAM_HEAD_BYTES_MAX = 64 * 1024  # an answer's headers; above it is a fault, not a header
+UPSTREAM_INFORMATIONAL_MAX = 8  # 1xx answers before the real one: 100 and 103 are all that is seen
 UPSTREAM_IDLE_CONNECTIONS_MAX = 1024  # per worker and upstream: kept for reuse
 UPSTREAM_IDLE_SECONDS_MAX = 50  # below the 60 s at which common load balancers drop idle connections
 ERROR_BODY_BYTES_MAX = 64 * 1024  # an upstream's error answer is read whole to be judged; more is cut
