@@ -1,0 +1,59 @@
+# Each target does its own set-up. Needs Python >= 3.11, a C compiler and make; no root rights.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= config
+SOURCES := $(wildcard proxy/*.pyx proxy/*.pxd proxy/*.h) setup.py
+
+.PHONY: help build run test check bench asan soak docs clean
+
+help:
+	@echo "make run    start Weir on $(CONFIG)/ with the embedded defaults"
+	@echo "make test   check, then every test, with real Redis and PostgreSQL"
+	@echo "make build check bench asan soak docs clean"
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "Cython>=3.3,<4" wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[test]"
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/bench: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[bench]" --no-build-isolation --editable .
+	@touch $@
+
+build: $(VENV)/built
+
+run: build
+	$(BIN)/python -m proxy run --config $(CONFIG)
+
+check: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/house
+	$(BIN)/python -m proxy.policy.document --check
+
+test: check
+	$(BIN)/python -m pytest --ignore=tests/house -m "not soak"
+
+bench: $(VENV)/bench
+	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-columns=min,median,max --quiet
+	$(BIN)/python -m benchmarks.run
+
+asan: build
+	$(BIN)/python tests/asan/run.py
+
+soak: build
+	WEIR_SOAK=1 $(BIN)/python -m pytest -m soak --timeout=0
+
+docs: build
+	$(BIN)/python -m proxy.policy.document
+
+clean:
+	rm -rf build $(VENV) proxy/*.so proxy/*.c *.egg-info .pytest_cache .mypy_cache .ruff_cache
