@@ -1,0 +1,163 @@
+"""From a call to its row: pure arithmetic and encoding, the same for a call that ended and for one whose process died."""
+
+from __future__ import annotations
+
+import msgspec
+
+from proxy.bounds import MODEL_BYTES_MAX, REQUEST_ID_BYTES_MAX
+from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, UsageEvent
+
+EVENT = b"E"  # a usage event
+END = b"Z"  # an EpochEnd
+WRECK = b"W"  # a call whose slot could not be read as `Opened`: kept as it was found, for the quarantine
+
+_TEXT_BYTES_PER_TOKEN = 4  # the usual rule of thumb for English text; the row says `estimated`
+_PRICE_UNIT = 10**6  # prices are nano-dollars per million tokens
+_STATUS_ERROR = 400
+
+_encoder = msgspec.msgpack.Encoder()
+_opened = msgspec.msgpack.Decoder(Opened)
+_sent = msgspec.msgpack.Decoder(Sent)
+_event = msgspec.msgpack.Decoder(UsageEvent)
+_end = msgspec.msgpack.Decoder(EpochEnd)
+
+
+class BadRecord(ValueError):
+    """A payload that is no record of this format: for the quarantine, not for the table."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A call as recovery finds it in its slot. `state` is the slot's word: 1 OPEN, 2 SENT, 3 CLOSING."""
+
+    call: int
+    opened: bytes
+    sent: bytes | None
+    attempt: int
+    counters: tuple[int, ...]
+    state: int
+
+
+def cost(opened: Opened, prompt: int, cached: int, completion: int) -> int:
+    """Integer nano-dollars, rounded half up once. 0 when unpriced; `price_version` then is "" and says so."""
+    if not opened.price_version:
+        return 0
+    fresh = max(prompt - cached, 0)
+    parts = fresh * opened.price_prompt + cached * opened.price_cached + completion * opened.price_completion
+    return (parts + _PRICE_UNIT // 2) // _PRICE_UNIT
+
+
+def settle(
+    call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue_us: int, total_us: int
+) -> UsageEvent:
+    """The row of a finished call.
+
+    Tokens are the provider's where it gave them. Otherwise they are estimated: the prompt as at admission, the
+    completion from the bytes of text relayed. A call that was never sent, or that the upstream answered with an error,
+    has none. Durations in microseconds.
+    """
+    seen = outcome.seen
+    if seen.usage_seen:
+        prompt, cached, completion = seen.prompt_tokens, seen.cached_tokens, seen.completion_tokens
+    elif sent is None or seen.status >= _STATUS_ERROR:
+        prompt = cached = completion = 0
+    else:
+        prompt, cached = opened.prompt_tokens, 0
+        completion = -(-seen.text_bytes // _TEXT_BYTES_PER_TOKEN)
+    return UsageEvent(
+        call=call,
+        tenant=opened.tenant,
+        key_id=opened.key_id,
+        user=opened.user,
+        tags=opened.tags,
+        request_id=opened.request_id,
+        endpoint=opened.endpoint,
+        model=opened.model,
+        model_served=cut(outcome.model_served, MODEL_BYTES_MAX),
+        upstream=sent.upstream if sent else "",
+        upstream_request_id=cut(outcome.upstream_request_id, REQUEST_ID_BYTES_MAX),
+        attempts=outcome.attempts,
+        stream=opened.stream,
+        status=outcome.status,
+        termination=outcome.termination,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        completion_tokens=completion,
+        reasoning_tokens=seen.reasoning_tokens,
+        audio_tokens=seen.audio_tokens,
+        source="provider" if seen.usage_seen else "estimated",
+        relayed_frames=seen.frames,
+        relayed_bytes=seen.bytes,
+        cost_nanos=cost(opened, prompt, cached, completion),
+        price_version=opened.price_version,
+        started_us=opened.started_us,
+        queue_us=queue_us,
+        first_us=seen.first_us,
+        total_us=total_us,
+    )
+
+
+def crashed(call: int, opened: Opened, sent: Sent | None, attempts: int, seen: Progress) -> UsageEvent:
+    """The row of a call whose process died: what was relayed, and nothing that was not measured.
+
+    The status is the upstream's. The total time is at least that of the first byte, and no more is known of it.
+    """
+    outcome = Outcome("crash", seen.status, seen, attempts=attempts)
+    return settle(call, opened, sent, outcome, 0, seen.first_us)
+
+
+def cut(text: str, bytes_max: int) -> str:
+    """`text`, shortened to at most `bytes_max` bytes of UTF-8, never inside a character."""
+    if len(text) * 4 <= bytes_max:
+        return text
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= bytes_max else encoded[:bytes_max].decode("utf-8", "ignore")
+
+
+def encode(event: UsageEvent) -> bytes:
+    """Kind byte and msgpack: the payload of a segment's record."""
+    return EVENT + _encoder.encode(event)
+
+
+def encode_end(calls: int) -> bytes:
+    """The last record of an epoch."""
+    return END + _encoder.encode(EpochEnd(calls))
+
+
+def decode(payload: bytes) -> UsageEvent | EpochEnd:
+    """Raises BadRecord for whatever `encode` and `encode_end` did not write."""
+    kind, body = payload[:1], memoryview(payload)[1:]
+    try:
+        if kind == EVENT:
+            return _event.decode(body)
+        if kind == END:
+            return _end.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord(f"a record of kind {kind!r} that does not decode: {error}") from error
+    raise BadRecord(f"a record of kind {kind!r}: known are {EVENT!r} (usage) and {END!r} (end of an epoch)")
+
+
+def encode_opened(opened: Opened) -> bytes:
+    """What `admit` puts into the slot."""
+    return _encoder.encode(opened)
+
+
+def encode_sent(sent: Sent) -> bytes:
+    """What `route` puts into the slot before the first byte goes upstream."""
+    return _encoder.encode(sent)
+
+
+def rebuild(found: Found) -> bytes:
+    """The payload for a call that recovery found in flight. Raises BadRecord when its slot is unreadable."""
+    try:
+        opened = _opened.decode(found.opened)
+        sent = _sent.decode(found.sent) if found.sent is not None else None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRecord(f"call {found.call}: its slot does not decode: {error}") from error
+    return encode(crashed(found.call, opened, sent, found.attempt, Progress(*found.counters)))
+
+
+def encode_wreck(found: Found) -> bytes:
+    """What is left of a call that `rebuild` cannot read, byte for byte: nothing is lost and nothing is guessed."""
+    return WRECK + _encoder.encode(
+        (found.call, found.attempt, found.counters, found.state, found.opened, found.sent)
+    )
