@@ -12,7 +12,7 @@ from proxy.exchange import Exchange
 _CONTINUE = b"100-continue"
 
 
-def accept(exchange: Exchange, request_id: str, tag_header: bytes) -> Call:
+def accept(exchange: Exchange, request_id: str) -> Call:
     """Endpoint and head of the request. Paths must match to the byte: no decoding, no normalising, no query."""
     path = exchange.raw_path
     endpoint = dialect.ENDPOINTS.get(path)
@@ -23,7 +23,7 @@ def accept(exchange: Exchange, request_id: str, tag_header: bytes) -> Call:
     if exchange.method != endpoint.method:
         raise Refusal("method_not_allowed", _printable(exchange.method))
     try:
-        head = read_head(exchange.raw_headers, tag_header)
+        head = read_head(exchange.raw_headers)
     except BadHead as error:
         raise Refusal(error.args[0], error.args[1]) from None
     if head.content_length > bounds.BODY_BYTES_MAX:

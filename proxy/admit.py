@@ -55,7 +55,7 @@ def answer_bound(call: Call) -> int:
         return 0
     facts = call.facts
     asked = facts.answer_tokens
-    return (asked if asked >= 0 else call.grant.effective.model.answer_tokens_default) * facts.choices
+    return (asked if asked >= 0 else call.grant.answer_tokens_default) * facts.choices
 
 
 def bind(call: Call, house: House) -> Limits:
@@ -69,7 +69,9 @@ def bind(call: Call, house: House) -> Limits:
         )
     except ArenaFull:
         raise Refusal("limits_full", retry_after_ms=1000) from None
-    grant.routes = house.routes(effective.model, call.facts.model or "")
+    assert effective.model is not None
+    grant.routes = house.routes(effective.model)
+    grant.answer_tokens_default = effective.model.answer_tokens_default
     grant.token_burst = limits.token_burst()
     grant.limits = limits
     return limits
@@ -93,10 +95,10 @@ def opened_record(call: Call, prompt: int) -> Opened:
     principal = call.known.principal
     facts = call.facts
     tags = principal.tags
-    tag = call.head.tag
-    if tag is not None:
-        tags = (*tags, ("header", _cut(tag.decode("utf-8", "replace"), bounds.TAG_BYTES_MAX)))
-    price = call.grant.effective.model.price
+    effective = call.grant.effective
+    if effective.tenant is not None and effective.tenant.tag_header is not None:
+        tags = (*tags, *header_tag(call, effective.tenant.tag_header))
+    price = effective.model.price if effective.model is not None else None
     user = facts.user or ""
     return Opened(
         principal.tenant,
@@ -112,6 +114,15 @@ def opened_record(call: Call, prompt: int) -> Opened:
         wall_us(),
         *((0, 0, 0, "") if price is None else (price.prompt, price.cached, price.completion, price.version)),
     )
+
+
+def header_tag(call: Call, name: str) -> tuple[tuple[str, str], ...]:
+    """The tag that this tenant lets its callers set by a header, under the header's name."""
+    wanted = name.encode()
+    for header, value in call.exchange.raw_headers:
+        if header.lower() == wanted:
+            return ((_cut(name, bounds.TAG_BYTES_MAX), _cut(value.decode("utf-8", "replace"), bounds.TAG_BYTES_MAX)),)
+    return ()
 
 
 def _cut(text: str, bytes_max: int) -> str:

@@ -11,7 +11,7 @@ from proxy.dialects import openai_chat as dialect
 from proxy.errors import Refusal
 from proxy.identify import identify, look_up
 from proxy.policy.effective import visible_models
-from proxy.policy.schema import Policy
+from proxy.policy.snapshot import Policy
 
 if TYPE_CHECKING:
     from proxy.house import House

@@ -6,7 +6,7 @@ from proxy import bounds
 from proxy.call import Call, Grant
 from proxy.errors import Refusal
 from proxy.policy.effective import effective
-from proxy.policy.schema import Policy
+from proxy.policy.snapshot import Policy
 
 
 def authorise(call: Call, policy: Policy) -> None:
@@ -29,8 +29,10 @@ def decide(call: Call, policy: Policy, model: str) -> Grant:
         raise Refusal("model_not_found", ascii(model[:40] + "..."), param="model")
     right = effective(policy, known.principal, model, call.endpoint.name)
     if right.refusal is not None:
-        named = call.endpoint.name if right.refusal == "endpoint_not_allowed" else ascii(model)
-        raise Refusal(right.refusal, named, param="model" if right.refusal == "model_not_found" else None)
+        about_model = right.refusal.startswith("model_")
+        raise Refusal(
+            right.refusal, ascii(right.detail) if about_model else right.detail, param="model" if about_model else None
+        )
     if len(known.grants) >= bounds.GRANTS_PER_KEY_MAX:
         known.grants.clear()
     grant = Grant(right)

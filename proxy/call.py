@@ -154,12 +154,13 @@ class Grant:
     `limits` is bound to the arena's cells on first use, and `routes` to the worker's pools.
     """
 
-    __slots__ = ("effective", "limits", "routes", "token_burst")
+    __slots__ = ("answer_tokens_default", "effective", "limits", "routes", "token_burst")
 
     def __init__(self, effective: Effective) -> None:
         self.effective = effective
         self.limits: Limits | None = None
         self.token_burst = 0
+        self.answer_tokens_default = 0
         self.routes: tuple[Route, ...] = ()
 
 

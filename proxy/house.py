@@ -16,7 +16,7 @@ from proxy.call import Route, Sent
 from proxy.errors import Refusal
 from proxy.identity.keys import Keys
 from proxy.journal import Epoch
-from proxy.policy.schema import Model, Policy, Upstream
+from proxy.policy.snapshot import Model, Policy, Upstream
 from proxy.telemetry.calls import CallMetrics
 from proxy.telemetry.log import Lines
 from proxy.upstreams.pool import Pool
@@ -68,14 +68,16 @@ class House:
         self._pools = pools
         self.policy = policy
 
-    def routes(self, model: Model, asked: str) -> tuple[Route, ...]:
+    def routes(self, model: Model) -> tuple[Route, ...]:
         """The model's targets, each with its pool. A target without a model name of its own passes the client's on."""
         routes = []
         for target in model.targets:
+            if not target.weight:
+                continue
             upstream, pool = self._pools[target.upstream]
-            name = target.model or asked
+            name = target.model or model.name
             facts = Sent(_cut(target.upstream, 32), _cut(name, 56))
-            literal = None if name == asked else json.dumps(name).encode()
+            literal = None if name == model.name else json.dumps(name).encode()
             sent = self._literals(facts)
             routes.append(Route(facts, pool, upstream.ask_usage, literal, sent, target.weight, target.priority))
         return tuple(routes)

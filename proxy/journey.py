@@ -25,7 +25,7 @@ async def serve(exchange: Exchange, house: House) -> None:
     policy = house.policy  # one snapshot per request: a reload changes the next one
     request_id = house.next_request_id()
     try:
-        call = accept(exchange, request_id, policy.tag_header)  # 1
+        call = accept(exchange, request_id)  # 1
         request_id = call.request_id
         if not call.endpoint.suffix:
             await answer.own(call, house)

@@ -14,7 +14,7 @@ from proxy import board, bounds
 from proxy.clock import now_ns
 from proxy.front import Front
 from proxy.house import House
-from proxy.policy.schema import Policy
+from proxy.policy.snapshot import Policy
 from proxy.settings import Settings
 
 log = logging.getLogger("weir.worker")

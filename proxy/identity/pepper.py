@@ -34,10 +34,15 @@ def read(path: Path) -> bytes:
     """Reads a pepper file. Raises ValueError saying what is wrong with it."""
     if path.stat().st_mode & 0o077:
         raise ValueError(f"{path}: must be readable by its owner alone; run: chmod 600 {path}")
+    return parse(path.read_bytes(), str(path))
+
+
+def parse(text: bytes, where: str) -> bytes:
+    """The pepper written as hexadecimal digits. Raises ValueError that names `where` and never the text."""
     try:
-        pepper = bytes.fromhex(path.read_text("ascii").strip())
-    except ValueError as error:
-        raise ValueError(f"{path}: must hold {PEPPER_BYTES} bytes as hexadecimal digits") from error
+        pepper = bytes.fromhex(text.decode("ascii").strip())
+    except ValueError:
+        raise ValueError(f"{where}: must hold {PEPPER_BYTES} bytes as hexadecimal digits") from None
     if len(pepper) != PEPPER_BYTES:
-        raise ValueError(f"{path}: holds {len(pepper)} bytes, must hold {PEPPER_BYTES}")
+        raise ValueError(f"{where}: holds {len(pepper)} bytes, must hold {PEPPER_BYTES}")
     return pepper

@@ -1,0 +1,127 @@
+"""Builds every object of a worker and hands it on; alone knows everything."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+from pathlib import Path
+
+from aiohttp import http_parser
+
+from proxy import board
+from proxy.clock import boot_id, now_ns
+from proxy.exchange import Exchange
+from proxy.front import Front
+from proxy.house import House
+from proxy.identity import pepper
+from proxy.identity.keys import Keys
+from proxy.journal import Epoch
+from proxy.journey import serve
+from proxy.policy import secrets
+from proxy.policy.snapshot import Policy, Upstream
+from proxy.settings import Settings
+from proxy.store.store import Store
+from proxy.telemetry.calls import CallMetrics
+from proxy.telemetry.log import Lines
+from proxy.telemetry.metrics import Counters
+from proxy.upstreams.pool import Pool
+from proxy.upstreams.target import Target
+from proxy.worker import Worker
+
+log = logging.getLogger("weir.worker")
+
+
+class CannotStart(Exception):
+    """This worker cannot do its work here; the text says why and what would help."""
+
+
+async def work(settings: Settings, place: int, listener: socket.socket, lifeline: int) -> None:
+    """The whole life of a worker. Raises CannotStart before it serves, nothing after."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        # Most request smuggling faults of aiohttp's were in its Python parser.
+        raise CannotStart("aiohttp's C parser is not loaded; unset AIOHTTP_NO_EXTENSIONS or install aiohttp's wheel")
+    loop = asyncio.get_running_loop()
+    journal = settings.journal
+    epoch = Epoch.create(
+        settings.data_dir / "journal",
+        str(settings.data_dir / "arena"),
+        boot_id(),
+        slots=journal.slots,
+        segment_bytes=journal.segment_bytes,
+        max_bytes=journal.max_bytes,
+        sync_ms=journal.sync_ms,
+    )
+    generation = epoch.arena.word(board.POLICY_GENERATION)  # before the file: a newer file is read again, never missed
+    policy = read_policy(settings.data_dir)
+    store = await Store.open(settings.database, readonly=True)
+    await store.check_schema()
+    lines = Lines(settings.log.requests)
+    epoch.on_sync(lines.flush)
+    counters = Counters(settings.data_dir / "metrics", epoch.column)
+    keys = Keys(epoch.arena, pepper_of(settings), store.key_by_digest)
+    house = House(
+        loop,
+        policy,
+        keys,
+        epoch,
+        make_pool,
+        CallMetrics(counters),
+        lines,
+        strict=journal.durability == "strict",
+    )
+
+    async def journey(exchange: Exchange) -> None:
+        await serve(exchange, house)
+
+    front = Front(loop, journey)
+    worker = Worker(house, front, settings, listener, lifeline, place, lambda: read_policy(settings.data_dir))
+    worker.announce(generation)
+    # What is built now lives as long as the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    started_ns = now_ns()
+    try:
+        await worker.run()
+    finally:
+        epoch.finish()
+        lines.flush()
+        counters.close()
+        await store.close()
+        log.info("worker of place %d served for %.1f s", place, (now_ns() - started_ns) / 1e9)
+
+
+def read_policy(data_dir: Path) -> Policy:
+    """The snapshot that the keeper last put in place. Raises CannotStart when there is none."""
+    try:
+        return Policy.decode((data_dir / "policy.snapshot").read_bytes())
+    except FileNotFoundError:
+        raise CannotStart(f"{data_dir}/policy.snapshot is missing: the keeper writes it; is it running?") from None
+
+
+def pepper_of(settings: Settings) -> bytes:
+    """The key of all key digests: the configured one, or the data directory's own."""
+    if settings.pepper is None:
+        return pepper.ensure(settings.data_dir)
+    return pepper.parse(secrets.resolve(settings.pepper), settings.pepper)
+
+
+def make_pool(upstream: Upstream) -> Pool:
+    """The connections to one upstream, its credential read now and kept nowhere else."""
+    key = None if upstream.key is None else secrets.resolve(upstream.key) or None
+    target = Target(
+        upstream.name,
+        upstream.url,
+        key=key,
+        ca_bundle=upstream.ca_bundle,
+        first_byte_ms=int(upstream.first_byte_seconds * 1000),
+        idle_ms=int(upstream.idle_seconds * 1000),
+        total_ms=int(upstream.total_seconds * 1000),
+    )
+    return Pool(
+        target,
+        max_connections=upstream.max_connections,
+        max_waiting=upstream.max_waiting,
+        connect_ms=int(upstream.connect_seconds * 1000),
+    )
