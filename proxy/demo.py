@@ -24,8 +24,8 @@ ANSWER_TOKENS_MAX = 400  # the demo never talks longer, whatever it is asked
 ANSWER = (
     "Hello! You reached the demo upstream that is built into Weir. I am not a language model, only a voice to try the "
     "way with. Every word of this answer is one token, it passed through the gateway as it was spoken, and it is "
-    "metered to your key. You asked me {words} words. Name a real upstream in WEIR_UPSTREAM_URL, and the same call will "
-    "reach it."
+    "metered to your key. You asked me {words} words. Name a real upstream in WEIR_UPSTREAM_URL, and the same call "
+    "will reach it."
 )
 
 

@@ -1,0 +1,40 @@
+"""`weir health`: asks the keeper whether this host is ready. The container's health check; needs no other tool."""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import sys
+from pathlib import Path
+
+from proxy import settings
+from proxy.policy.load import PolicyErrors
+
+SECONDS_MAX = 3.0  # the answer comes from memory; a keeper that takes longer is not well
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to listen on is not always one to call
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `weir health`."""
+    parser.add_argument("--config", type=Path, default=Path("config"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what /readyz says. 0 when the host is ready, also when it is ready but degraded; 1 when it is not."""
+    try:
+        metrics = settings.load(args.config).metrics
+    except PolicyErrors as error:
+        print(f"weir health: {error}", file=sys.stderr)
+        return 1
+    connection = http.client.HTTPConnection(ANYWHERE.get(metrics.host, metrics.host), metrics.port, timeout=SECONDS_MAX)
+    try:
+        connection.request("GET", "/readyz")
+        answer = connection.getresponse()
+        text = answer.read(4096).decode("utf-8", "replace").strip()
+    except (OSError, http.client.HTTPException) as error:
+        print(f"weir health: no answer from {metrics.host}:{metrics.port}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+    print(text)
+    return 0 if answer.status == 200 else 1
