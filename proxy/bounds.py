@@ -26,6 +26,7 @@ UPSTREAM_HEAD_BYTES_MAX = 64 * 1024  # an answer's headers; above it is a fault,
 UPSTREAM_INFORMATIONAL_MAX = 8  # 1xx answers before the real one: 100 and 103 are all that is seen
 UPSTREAM_IDLE_CONNECTIONS_MAX = 1024  # per worker and upstream: kept for reuse
 UPSTREAM_IDLE_SECONDS_MAX = 50  # below the 60 s at which common load balancers drop idle connections
+UPSTREAM_WAIT_SECONDS_MAX = 30  # a call waits so long for a place at a full upstream, then it is refused
 ERROR_BODY_BYTES_MAX = 64 * 1024  # an upstream's error answer is read whole to be judged; more is cut
 ANSWER_BYTES_PARSED_MAX = 16 * 1024 * 1024  # a JSON answer is kept this far to read its usage; above it is estimated
 FRAME_BYTES_HELD_MAX = 64 * 1024  # an incomplete frame is held back this far when a frame may have to be hidden
@@ -65,6 +66,7 @@ RESTART_BACKOFF_SECONDS_MAX = 10  # between restarts of a part that keeps dying
 DRAIN_IDLE_SECONDS = 1.0  # a draining worker leaves idle connections so long, for the request that is on its way
 DRAIN_SECONDS_DEFAULT = 30  # streams may finish this long after SIGTERM
 STARTING_SECONDS_MAX = 30  # a part that is not ready by then is killed and tried again
+READY_POLL_SECONDS = 0.02  # how often the supervisor looks whether a part has become ready
 RELOAD_SECONDS_MAX = 20  # `weir reload` waits so long for every worker to report the new policy
 LOG_LINES_MAX = 20_000  # request lines waiting for a reader of standard output; more are dropped and counted
 

@@ -1,0 +1,813 @@
+# cython: language_level=3
+"""Bytes on the wire in C: the upstream's connection over llhttp, and the relay of its answer to a client.
+
+Framing is llhttp's alone (through httptools): this file sees heads, body bytes and ends, never chunk sizes. One read
+of the upstream becomes at most one write to the client, and the slot's counters are raised before that write.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy
+
+from http import HTTPStatus
+
+from httptools import HttpResponseParser
+
+from proxy import bounds
+from proxy._journal cimport Slot
+from proxy._scan cimport Frames, read_answer
+
+cdef extern from "_wire.h" nogil:
+    int64_t weir_wire_now()
+    const char *weir_wire_date()
+    int weir_wire_quiet(int fd)
+    int weir_wire_header(const char *name, size_t n)
+    int weir_wire_is(const char *value, size_t n, const char *word)
+    int weir_wire_media(const char *value, size_t n, const char *media)
+    int64_t weir_wire_length(const char *value, size_t n)
+    int weir_wire_plain(const char *value, size_t n, size_t max)
+    uint32_t weir_wire_tail(uint32_t tail, const char *data, size_t n)
+    int weir_wire_between(uint32_t tail)
+    Py_ssize_t weir_wire_boundary(uint32_t tail, const char *data, size_t n)
+    enum:
+        WEIR_DATE_BYTES
+        WEIR_H_OTHER, WEIR_H_CONTENT_TYPE, WEIR_H_CONTENT_LENGTH, WEIR_H_TRANSFER_ENCODING, WEIR_H_CONTENT_ENCODING
+        WEIR_H_REQUEST_ID, WEIR_H_RETRY_AFTER, WEIR_H_RETRY_AFTER_MS, WEIR_H_SHOULD_RETRY
+
+cpdef enum:
+    RUNNING = 0
+    COMPLETE = 1
+    ANSWERED = 2
+    LOST = 3
+    PROTOCOL = 4
+    CODED = 5
+    FIRST_BYTE_TIMEOUT = 6
+    IDLE_TIMEOUT = 7
+    TOTAL_TIMEOUT = 8
+    CLIENT_GONE = 9
+    CLIENT_STALLED = 10
+    CANCELLED = 11
+    CUT = 12
+
+# How the body is framed for the client.
+cdef enum:
+    BY_LENGTH = 1
+    BY_CHUNKS = 2
+    BY_CLOSE = 3
+    NO_BODY = 4
+
+cdef int64_t HEAD_MAX = bounds.UPSTREAM_HEAD_BYTES_MAX
+cdef int64_t ERROR_BODY_MAX = bounds.ERROR_BODY_BYTES_MAX
+cdef int64_t PARSED_MAX = bounds.ANSWER_BYTES_PARSED_MAX
+cdef int64_t CLIENT_BUFFER_MAX = bounds.CLIENT_BUFFER_BYTES_MAX
+cdef int64_t STALL_NS = <int64_t>(bounds.CLIENT_STALL_SECONDS_MAX * 1_000_000_000)
+cdef int64_t UPSTREAM_IDLE_NS = <int64_t>(bounds.UPSTREAM_IDLE_SECONDS_MAX * 1_000_000_000)
+cdef double SWEEP_SECONDS = bounds.SWEEP_SECONDS
+cdef int64_t SWEEP_NS = <int64_t>(bounds.SWEEP_SECONDS * 1_000_000_000)
+cdef int INFORMATIONAL_MAX = bounds.UPSTREAM_INFORMATIONAL_MAX
+cdef size_t REQUEST_ID_MAX = bounds.REQUEST_ID_BYTES_MAX
+
+# The time as the last sweep saw it: activity is stamped with it, so that no chunk reads the clock.
+cdef int64_t coarse_ns = weir_wire_now()
+
+cdef bytes STREAM_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+cdef dict STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+    if 200 <= status.value < 300
+}
+
+
+cdef bytes plain(bytes value, size_t longest):
+    """A header's value as a fact, or b"" when it is not short visible text."""
+    if weir_wire_plain(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), longest):
+        return value
+    return b""
+
+
+cdef class Relay:
+    def __init__(
+        self,
+        write not None,
+        buffered not None,
+        on_pause not None,
+        done not None,
+        Slot slot,
+        int64_t arrived_ns,
+        bytes head not None,
+        *,
+        bint http10,
+        bint close,
+        bint hide_usage,
+        bint hold_end,
+        int64_t first_byte_ms,
+        int64_t idle_ms,
+        int64_t total_ms,
+    ):
+        self._write = write
+        self._buffered = buffered
+        self._on_pause = on_pause
+        self._done = done
+        self._slot = slot
+        self._arrived_ns = arrived_ns
+        self._head = head
+        self._http10 = http10
+        self._close = close or http10
+        self._hide = hide_usage
+        self._hold = hold_end
+        self._first_byte_ns = first_byte_ms * 1_000_000
+        self._idle_ns = idle_ms * 1_000_000
+        self._total_ns = total_ms * 1_000_000
+        self._model = ""
+        self.error_type = self.retry_after = self.retry_after_ms = b""
+        self.should_retry = self.upstream_request_id = self._media = b""
+        self.detail = ""
+
+    # --- what the owner may do ---
+
+    def resume(self):
+        if self._paused_ns and self.ending == RUNNING:
+            self._paused_ns = 0
+            self._last_ns = weir_wire_now()
+            self._connection._transport.resume_reading()
+
+    def release_end(self):
+        cdef bytes held = self._held
+        if held is None or self.ending != COMPLETE:
+            return
+        self._held = None
+        self.started = True
+        write, self._write = self._write, None
+        try:
+            write(held)
+        except Exception:
+            # The record is finished and durable; a client that left between the two changes nothing in it.
+            return
+
+    def cancel(self):
+        self.finish(CANCELLED, "cancelled")
+
+    def cut(self, bytes ending not None):
+        if self.ending != RUNNING or self._held is not None:
+            return  # over, or everything but a durable record is there already
+        if not self.started or self._framing == BY_LENGTH or not self.is_stream:
+            self.finish(CUT, "cut before a frame could be written")
+        elif self._hide or weir_wire_between(self._tail):
+            self.send(self.framed(ending, None, PyBytes_GET_SIZE(ending), True))
+            self.finish(CUT, "cut between two frames")
+        else:
+            # Half a frame is with the client: its rest must come first, or the ending would be read as part of it.
+            self._cut_with = ending
+
+    # --- from the upstream's head ---
+
+    cdef int take_head(self, int status, int64_t length) except -1:
+        """Decides what becomes of the answer. `length` is -1 when upstream did not say one."""
+        self._length = length
+        if not 200 <= status < 300:
+            self._collecting = True
+            self._kept = []
+            return 0
+        self.is_stream = weir_wire_media(
+            PyBytes_AS_STRING(self._media), PyBytes_GET_SIZE(self._media), b"text/event-stream"
+        )
+        if self.is_stream:
+            self._scan = Frames.__new__(Frames)
+        else:
+            self._kept = []
+        if status == 204:
+            self._framing = NO_BODY
+        elif length >= 0 and not (self._hide and self.is_stream):
+            self._framing = BY_LENGTH
+        elif self._http10:
+            self._framing = BY_CLOSE
+        else:
+            self._framing = BY_CHUNKS
+        return 0
+
+    # --- from the upstream's body ---
+
+    cdef int deliver(self, bytes one, list more, bint complete) except -1:
+        """Passes on what one read brought: `one`, or all of `more`. Returns an ending, or RUNNING."""
+        cdef bytes piece
+        cdef list pieces = None
+        cdef Py_ssize_t total = 0
+        if one is not None and self.first_us == 0:
+            self.first_us = max(1, (weir_wire_now() - self._arrived_ns) // 1000)
+        if self.is_stream:
+            if self._cut_with is not None and not complete and one is not None:
+                return self.cut_at_frame(one if more is None else b"".join(more))
+            if self._hide:
+                if more is not None:
+                    pieces = [self._scan.take(piece) for piece in more]
+                elif one is not None:
+                    one = self._scan.take(one)
+                if complete:
+                    piece = self._scan.rest()
+                    if piece:
+                        pieces = [one] if pieces is None and one is not None else pieces or []
+                        pieces.append(piece)
+            else:
+                if more is not None:
+                    for piece in more:
+                        self._scan.see(PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
+                    pieces = more
+                elif one is not None:
+                    self._scan.see(PyBytes_AS_STRING(one), PyBytes_GET_SIZE(one))
+                if complete:
+                    self._scan.rest()
+        else:
+            pieces = more
+            if self._kept is not None and one is not None:
+                if more is not None:
+                    self._kept.extend(more)
+                    for piece in more:
+                        self._kept_bytes += PyBytes_GET_SIZE(piece)
+                else:
+                    self._kept.append(one)
+                    self._kept_bytes += PyBytes_GET_SIZE(one)
+                if self._kept_bytes > PARSED_MAX:
+                    self._kept = None
+            if complete:
+                self.read_whole()
+        if pieces is not None:
+            for piece in pieces:
+                total += PyBytes_GET_SIZE(piece)
+        elif one is not None:
+            total = PyBytes_GET_SIZE(one)
+        self._bytes += total
+        self.note()
+        if total == 0 and not complete:
+            return RUNNING
+        return self.hand_over(one, pieces, total, complete)
+
+    cdef int hand_over(self, bytes one, list pieces, Py_ssize_t total, bint complete) except -1:
+        """Writes the payload in our own framing, or keeps it when the end is held. Returns an ending, or RUNNING."""
+        cdef bytes data = self.framed(one, pieces, total, complete)
+        if self.is_stream:
+            if pieces is not None:
+                for one in pieces:
+                    self._tail = weir_wire_tail(self._tail, PyBytes_AS_STRING(one), PyBytes_GET_SIZE(one))
+            elif one is not None:
+                self._tail = weir_wire_tail(self._tail, PyBytes_AS_STRING(one), PyBytes_GET_SIZE(one))
+        if self._hold and (complete or self._held is not None or (self.is_stream and self._scan.s.done)):
+            # Clients take `data: [DONE]` for the end, so holding begins there and not at the last chunk.
+            self._held = data if self._held is None else self._held + data
+            if complete or PyBytes_GET_SIZE(self._held) <= CLIENT_BUFFER_MAX:
+                return RUNNING
+            data = self._held
+            self._held = None
+        if PyBytes_GET_SIZE(data) and self.send(data):
+            return CLIENT_GONE
+        if self._unread > CLIENT_BUFFER_MAX and not complete:
+            self._unread = self._buffered()
+            if self._unread > CLIENT_BUFFER_MAX:
+                self.pause()
+        return RUNNING
+
+    cdef int cut_at_frame(self, bytes data) except -1:
+        """A cut is waiting for the end of the frame: passes on its rest, then the ending."""
+        cdef Py_ssize_t end = weir_wire_boundary(self._tail, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        if end >= 0:
+            data = data[:end]
+        self._scan.see(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        self._bytes += PyBytes_GET_SIZE(data)
+        self.note()
+        if end < 0:
+            return self.hand_over(data, None, PyBytes_GET_SIZE(data), False)
+        data = data + self._cut_with
+        if self.send(self.framed(data, None, PyBytes_GET_SIZE(data), True)):
+            return CLIENT_GONE
+        return CUT
+
+    cdef bytes framed(self, bytes one, list pieces, Py_ssize_t total, bint complete):
+        """The client head when it is still due, and the payload as one chunk, with the last chunk when it is the end."""
+        cdef bytes head = None, out, piece
+        cdef Py_ssize_t n = total, h = 0
+        cdef int size_bytes = 0
+        cdef char size[24]
+        cdef char *to
+        if not self.started and self._held is None:
+            head = self.client_head()
+            h = PyBytes_GET_SIZE(head)
+            n += h
+        elif self._framing != BY_CHUNKS and pieces is None:
+            return one if one is not None else b""
+        if self._framing == BY_CHUNKS:
+            if total:
+                size_bytes = snprintf(size, sizeof(size), "%zx\r\n", <size_t>total)
+                n += size_bytes + 2
+            if complete:
+                n += 5
+        out = PyBytes_FromStringAndSize(NULL, n)
+        to = PyBytes_AS_STRING(out)
+        if h:
+            memcpy(to, PyBytes_AS_STRING(head), h)
+            to += h
+        memcpy(to, size, size_bytes)
+        to += size_bytes
+        if pieces is not None:
+            for piece in pieces:
+                memcpy(to, PyBytes_AS_STRING(piece), PyBytes_GET_SIZE(piece))
+                to += PyBytes_GET_SIZE(piece)
+        elif total:
+            memcpy(to, PyBytes_AS_STRING(one), total)
+            to += total
+        if self._framing == BY_CHUNKS:
+            if total:
+                memcpy(to, b"\r\n", 2)
+                to += 2
+            if complete:
+                memcpy(to, b"0\r\n\r\n", 5)
+        return out
+
+    cdef bytes client_head(self):
+        cdef char length[48]
+        cdef bytes framing, date
+        if self._framing == BY_CHUNKS:
+            framing = b"transfer-encoding: chunked\r\n"
+        elif self._framing == BY_LENGTH:
+            framing = length[: snprintf(length, sizeof(length), "content-length: %lld\r\n", <long long>self._length)]
+        else:
+            framing = b""
+        date = PyBytes_FromStringAndSize(weir_wire_date(), WEIR_DATE_BYTES)
+        return b"".join(
+            (
+                STATUS_LINES.get(self.status) or b"HTTP/1.1 %d \r\n" % self.status,
+                b"content-type: %b\r\n" % self._media if self._media else b"",
+                STREAM_LINES if self.is_stream else b"",
+                self._head,
+                date,
+                framing,
+                b"connection: close\r\n\r\n" if self._close else b"\r\n",
+            )
+        )
+
+    cdef int collect(self, bytes one, list more) except -1:
+        """Keeps a bounded part of an error's body. Returns 1 when there is no room for more."""
+        cdef bytes piece
+        if one is None:
+            return 0
+        for piece in more if more is not None else (one,):
+            if self._kept_bytes + PyBytes_GET_SIZE(piece) > ERROR_BODY_MAX:
+                self._kept.append(piece[: ERROR_BODY_MAX - self._kept_bytes])
+                self._kept_bytes = ERROR_BODY_MAX
+                return 1
+            self._kept.append(piece)
+            self._kept_bytes += PyBytes_GET_SIZE(piece)
+        return 0
+
+    cdef void read_whole(self):
+        """The answer is whole: usage, model and text of a JSON body, before its last bytes leave."""
+        self._whole = 1
+        if self._kept:
+            self._usage, self._model, self._text_bytes = read_answer(
+                <bytes>self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
+            )
+        self._kept = None
+
+    cdef void note(self) noexcept:
+        """Raises the slot's counters: always before the write that they count."""
+        cdef int64_t[5] usage
+        cdef int seen = 0
+        if self._slot is None:
+            return
+        if self._scan is not None:
+            self._slot.note(
+                self._scan.s.frames - self._scan.s.hidden,
+                self._bytes,
+                self._scan.s.text_bytes,
+                self._scan.s.usage.prompt_tokens,
+                self._scan.s.usage.cached_tokens,
+                self._scan.s.usage.completion_tokens,
+                self._scan.s.usage.reasoning_tokens,
+                self._scan.s.usage.audio_tokens,
+                self._scan.s.usage_seen,
+                self.first_us,
+                self.status,
+            )
+            return
+        usage[0] = usage[1] = usage[2] = usage[3] = usage[4] = 0
+        if self._usage is not None:
+            seen = 1
+            usage[0], usage[1], usage[2], usage[3], usage[4] = self._usage
+        self._slot.note(
+            self._whole, self._bytes, self._text_bytes, usage[0], usage[1], usage[2], usage[3], usage[4],
+            seen, self.first_us, self.status,
+        )  # fmt: skip
+
+    # --- towards the client ---
+
+    cdef int send(self, bytes data) except -1:
+        """One write. Returns 1 when the client's transport is closed."""
+        self.started = True
+        self._unread += PyBytes_GET_SIZE(data)
+        try:
+            self._write(data)
+        except Exception as fault:
+            # uvloop raises RuntimeError on a write after close; whatever it is, this client takes nothing more.
+            self.detail = f"{type(fault).__name__} on writing to the client"
+            return 1
+        return 0
+
+    cdef int pause(self) except -1:
+        if not self._paused_ns:
+            self._paused_ns = weir_wire_now()
+            self._connection._transport.pause_reading()
+            self._on_pause(self)
+        return 0
+
+    cdef int finish(self, int ending, str detail) except -1:
+        """The relay is over. Everything it held goes back, then `done` is resolved; a second call does nothing."""
+        cdef Connection connection = self._connection
+        if self.ending != RUNNING:
+            return 0
+        if self._collecting:
+            self.note()
+        if self._collecting and ending in (LOST, PROTOCOL, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, TOTAL_TIMEOUT):
+            ending = ANSWERED  # its status is known, and that is what the owner acts on
+        self.ending = ending
+        self.reusable = self.reusable and (ending == COMPLETE or ending == ANSWERED)
+        if detail is not None and not self.detail:
+            self.detail = detail
+        self._connection = None
+        if self._sweeper is not None:
+            self._sweeper.drop(self)
+        self._on_pause = self._buffered = self._cut_with = None
+        if ending != COMPLETE:
+            self._held = None
+        if self._held is None:
+            self._write = None
+        if connection is not None:
+            connection.release(self.reusable)
+        done, self._done = self._done, None
+        if not done.done():
+            done.set_result(None)
+        return 0
+
+    # --- facts for the owner ---
+
+    @property
+    def error_body(self):
+        if not self._collecting or not self._kept:
+            return b""
+        return b"".join(self._kept)
+
+    @property
+    def frames(self):
+        if self._scan is not None:
+            return self._scan.s.frames - self._scan.s.hidden
+        return self._whole
+
+    @property
+    def text_bytes(self):
+        return self._scan.s.text_bytes if self._scan is not None else self._text_bytes
+
+    @property
+    def usage(self):
+        return self._scan.usage_tuple() if self._scan is not None else self._usage
+
+    @property
+    def model(self):
+        return self._scan.model_name() if self._scan is not None else self._model
+
+    @property
+    def upstream_error(self):
+        return self._scan is not None and self._scan.s.error != 0
+
+    @property
+    def bytes(self):
+        return self._bytes
+
+
+cdef class Connection:
+    def __init__(self, on_idle not None):
+        self._on_idle = on_idle
+        self._fd = -1
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport):
+        self._transport = transport
+        self._write = transport.write
+        self._fd = transport.get_extra_info("socket").fileno()
+        self._parser = HttpResponseParser(self)
+        self._feed = self._parser.feed_data
+        self.idle_since_ns = weir_wire_now()
+
+    def data_received(self, data):
+        cdef Relay relay = self._relay
+        cdef str fault = None
+        if relay is None:
+            # An answer that nobody asked for: it must not be taken for the next request's.
+            self.abort()
+            return
+        if coarse_ns > relay._last_ns:
+            relay._last_ns = coarse_ns
+        try:
+            self._feed(data)
+        except Exception as error:
+            self._keep = False
+            fault = str(error) or type(error).__name__
+        try:
+            self.advance(relay, len(data), None if self._complete else fault)
+        except Exception as error:
+            relay.finish(PROTOCOL, f"internal: {type(error).__name__}: {error}")
+
+    def eof_received(self):
+        cdef Relay relay = self._relay
+        self._ended = True
+        if relay is None:
+            return False
+        if self._head_done and self._until_close:
+            self._complete = True
+            self._keep = False
+            try:
+                self.advance(relay, 0, None)
+            except Exception as error:
+                relay.finish(PROTOCOL, f"internal: {type(error).__name__}: {error}")
+        else:
+            relay.finish(LOST, "the upstream closed the connection")
+        return False
+
+    def connection_lost(self, exc):
+        self._ended = True
+        if self._relay is not None:
+            self._relay.finish(LOST, f"the connection was lost: {type(exc).__name__}" if exc else "the connection ended")
+        self._transport = self._write = self._parser = self._feed = None
+        self._fd = -1
+        if not self._reported:
+            self._reported = True
+            self._on_idle(self, False)
+
+    def pause_writing(self):
+        """A request is one write, already made: there is nothing to hold back."""
+
+    def resume_writing(self):
+        """See `pause_writing`."""
+
+    # --- llhttp's callbacks ---
+
+    def on_message_begin(self):
+        if self._complete:
+            self._keep = False  # bytes after the answer's end
+
+    def on_header(self, bytes name, bytes value):
+        cdef int which
+        cdef const char *p = PyBytes_AS_STRING(value)
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(value)
+        cdef Relay relay = self._relay
+        if self._head_done or relay is None:
+            return  # a trailer: dropped
+        self._head_bytes += PyBytes_GET_SIZE(name) + n + 4
+        which = weir_wire_header(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if which == WEIR_H_OTHER:
+            return
+        if which == WEIR_H_CONTENT_TYPE:
+            relay._media = plain(value, 256)
+        elif which == WEIR_H_CONTENT_LENGTH:
+            self._length = weir_wire_length(p, n)
+            if self._length < 0:
+                self.refuse(PROTOCOL, "its Content-Length is not a length")
+        elif which == WEIR_H_TRANSFER_ENCODING:
+            if self._chunked or not weir_wire_is(p, n, b"chunked"):
+                self.refuse(PROTOCOL, "its Transfer-Encoding is not exactly 'chunked'")
+            self._chunked = True
+        elif which == WEIR_H_CONTENT_ENCODING:
+            if not weir_wire_is(p, n, b"identity"):
+                self.refuse(CODED, "it has a Content-Encoding")
+        elif which == WEIR_H_REQUEST_ID:
+            relay.upstream_request_id = plain(value, REQUEST_ID_MAX)
+        elif which == WEIR_H_RETRY_AFTER:
+            relay.retry_after = plain(value, 64)
+        elif which == WEIR_H_RETRY_AFTER_MS:
+            relay.retry_after_ms = plain(value, 64)
+        else:
+            relay.should_retry = plain(value, 64)
+
+    def on_headers_complete(self):
+        cdef int status = self._parser.get_status_code()
+        if self._complete or self._relay is None:
+            return
+        if self._head_bytes > HEAD_MAX:
+            self.refuse(PROTOCOL, f"its head is larger than {HEAD_MAX} bytes")
+        elif status == 101:
+            self.refuse(PROTOCOL, "it switches protocols")
+        elif 100 <= status < 200:
+            self._informational += 1
+            self._skip = True
+            if self._informational > INFORMATIONAL_MAX:
+                self.refuse(PROTOCOL, f"it has more than {INFORMATIONAL_MAX} interim answers")
+            return
+        elif not 100 <= status < 600:
+            self.refuse(PROTOCOL, f"its status is {status}")
+        self._head_done = True
+        self._relay.status = status
+        self._until_close = self._length < 0 and not self._chunked and status != 204 and status != 304
+        if self._verdict == RUNNING or (self._verdict == CODED and not 200 <= status < 300):
+            self._relay.take_head(status, self._length)
+
+    def on_body(self, bytes data):
+        if self._complete:
+            return
+        if self._one is None:
+            self._one = data
+        elif self._more is None:
+            self._more = [self._one, data]
+        else:
+            self._more.append(data)
+
+    def on_message_complete(self):
+        if self._complete:
+            return
+        if self._skip:
+            # An interim answer: what its head said is not the answer's.
+            self._skip = False
+            self._length = -1
+            self._chunked = False
+            return
+        self._complete = True
+        self._keep = self._parser.should_keep_alive()
+
+    # --- one answer ---
+
+    cdef int refuse(self, int verdict, str detail) except -1:
+        if self._verdict == RUNNING or (self._verdict == CODED and verdict == PROTOCOL):
+            self._verdict = verdict
+            self._detail = detail
+        return 0
+
+    cdef int advance(self, Relay relay, Py_ssize_t n, str fault) except -1:
+        """After one read: hands on what came of it. `fault` says what was wrong with the framing, None: nothing."""
+        cdef bytes one = self._one
+        cdef list more = self._more
+        cdef int ending
+        self._one = None
+        self._more = None
+        if self._verdict != RUNNING and not (self._verdict == CODED and relay._collecting):
+            return relay.finish(self._verdict, self._detail)
+        if one is None and not self._complete:
+            # Head, interim answers, chunk extensions, trailers: bytes that bring the answer no further are bounded.
+            self._barren += n
+            if fault is None and self._barren > HEAD_MAX:
+                fault = f"its head or framing is larger than {HEAD_MAX} bytes"
+        elif relay._collecting:
+            if self._verdict == CODED:
+                one = more = None  # an error in a coding that nobody asked for: only its status can be read
+            if relay.collect(one, more):
+                return relay.finish(ANSWERED, "its body was cut")
+        else:
+            self._barren = 0
+            ending = relay.deliver(one, more, self._complete)
+            if ending != RUNNING:
+                return relay.finish(ending, None)
+        if relay.ending != RUNNING:
+            return 0  # the owner ended it from within one of our calls
+        if self._complete:
+            relay.reusable = (
+                self._keep
+                and not self._until_close
+                and not self._ended
+                and not self._transport.is_closing()
+                # The answer came before the request was read: its rest would be taken for the next one.
+                and self._transport.get_write_buffer_size() == 0
+            )
+            return relay.finish(ANSWERED if relay._collecting else COMPLETE, None)
+        if fault is not None:
+            return relay.finish(PROTOCOL, fault)
+        return 0
+
+    cdef int release(self, bint reusable) except -1:
+        """The relay has let go: back to the pool, or closed for good."""
+        self._relay = None
+        self._one = None
+        self._more = None
+        self.answers += 1
+        if reusable:
+            self.idle_since_ns = weir_wire_now()
+            self._on_idle(self, True)
+        else:
+            self.abort()
+        return 0
+
+    # --- what a pool may do ---
+
+    def start(self, Relay relay not None, bytes request not None):
+        if self._transport is None or self._ended or self._relay is not None or relay.ending != RUNNING:
+            raise ConnectionError("this connection cannot take a request")
+        self._one = None
+        self._more = None
+        self._verdict = RUNNING
+        self._informational = 0
+        self._head_done = self._skip = self._complete = self._keep = self._until_close = self._chunked = False
+        self._length = -1
+        self._barren = self._head_bytes = 0
+        self._relay = relay
+        relay._connection = self
+        relay._start_ns = relay._last_ns = weir_wire_now()
+        try:
+            self._write(request)
+        except Exception as fault:
+            self._relay = None
+            relay._connection = None
+            self.abort()
+            raise ConnectionError("this connection is closed") from fault
+
+    def alive(self):
+        return (
+            self._relay is None
+            and not self._ended
+            and self._transport is not None
+            and not self._transport.is_closing()
+            and weir_wire_now() - self.idle_since_ns < UPSTREAM_IDLE_NS
+            and weir_wire_quiet(self._fd) != 0
+        )
+
+    @property
+    def closed(self):
+        return self._ended or self._transport is None
+
+    def abort(self):
+        self._ended = True
+        if self._relay is not None:
+            self._relay.finish(CANCELLED, "the connection was aborted")
+            return
+        if self._transport is not None:
+            self._transport.abort()
+        if not self._reported:
+            self._reported = True
+            self._on_idle(self, False)
+
+
+cdef class Sweeper:
+    def __init__(self, loop):
+        global coarse_ns
+        self._loop = loop
+        self._relays = []
+        self._tick = self._sweep
+        coarse_ns = weir_wire_now()
+        self._due_ns = coarse_ns + SWEEP_NS
+        self._timer = loop.call_later(SWEEP_SECONDS, self._tick)
+
+    def add(self, Relay relay not None):
+        if relay.ending == RUNNING and relay._sweeper is None:
+            relay._sweeper = self
+            relay._place = len(self._relays)
+            self._relays.append(relay)
+
+    def running(self):
+        return len(self._relays)
+
+    def lag_us(self):
+        cdef int64_t lag = self._lag_ns // 1000
+        self._lag_ns = 0
+        return lag
+
+    def close(self):
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._tick = None
+
+    def _sweep(self):
+        global coarse_ns
+        cdef int64_t now = weir_wire_now(), late = now - self._due_ns
+        cdef Py_ssize_t i
+        coarse_ns = now
+        if late > self._lag_ns:
+            self._lag_ns = late
+        self._due_ns = now + SWEEP_NS
+        self._timer = self._loop.call_later(SWEEP_SECONDS, self._tick)
+        if late > SWEEP_NS and not self._skipped:
+            # The loop, or the whole host, stood still: what arrived meanwhile is read before anybody is judged by it.
+            self._skipped = True
+            return
+        self._skipped = False
+        # Backwards, because an ended relay's place is taken by the last one.
+        for i in range(len(self._relays) - 1, -1, -1):
+            if i < len(self._relays):
+                self.judge(<Relay>self._relays[i], now)
+
+    cdef int judge(self, Relay relay, int64_t now) except -1:
+        if relay._start_ns == 0:
+            return 0  # not sent yet
+        if now - relay._start_ns > relay._total_ns:
+            return relay.finish(TOTAL_TIMEOUT, "the whole answer took too long")
+        if relay._paused_ns:
+            if now - relay._paused_ns > STALL_NS:
+                return relay.finish(CLIENT_STALLED, "the client reads nothing")
+        elif relay.first_us == 0:
+            if now - relay._start_ns > relay._first_byte_ns:
+                return relay.finish(FIRST_BYTE_TIMEOUT, "no byte of a body in time")
+        elif now - relay._last_ns > relay._idle_ns:
+            return relay.finish(IDLE_TIMEOUT, "nothing more for too long")
+        return 0
+
+    cdef int drop(self, Relay relay) except -1:
+        """Takes the relay off the list; the last one moves to its place."""
+        cdef Relay last = <Relay>self._relays.pop()
+        if last is not relay:
+            self._relays[relay._place] = last
+            last._place = relay._place
+        relay._sweeper = None
+        return 0
