@@ -9,7 +9,7 @@ from proxy._fastpath import CONCURRENCY, RATE_REQUESTS, RATE_TOKENS, ArenaFull, 
 from proxy.call import Call, Grant, Opened
 from proxy.clock import wall_us
 from proxy.errors import Refusal
-from proxy.record import encode_opened
+from proxy.record import cut, encode_opened
 from proxy.tokens import prompt_tokens
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def opened_record(call: Call, prompt: int) -> Opened:
     return Opened(
         principal.tenant,
         principal.key_id,
-        user if len(user) <= 24 else _cut(user, bounds.USER_BYTES_MAX),
+        cut(user, bounds.USER_BYTES_MAX),
         tags,
         call.request_id[: bounds.REQUEST_ID_BYTES_KEPT],
         call.endpoint.name,
@@ -121,11 +121,5 @@ def header_tag(call: Call, name: str) -> tuple[tuple[str, str], ...]:
     wanted = name.encode()
     for header, value in call.exchange.raw_headers:
         if header.lower() == wanted:
-            return ((_cut(name, bounds.TAG_BYTES_MAX), _cut(value.decode("utf-8", "replace"), bounds.TAG_BYTES_MAX)),)
+            return ((cut(name, bounds.TAG_BYTES_MAX), cut(value.decode("utf-8", "replace"), bounds.TAG_BYTES_MAX)),)
     return ()
-
-
-def _cut(text: str, bytes_max: int) -> str:
-    """The text's beginning in at most so many bytes of UTF-8, never inside a character."""
-    raw = text.encode("utf-8", "replace")
-    return text if len(raw) <= bytes_max else raw[:bytes_max].decode("utf-8", "ignore")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from proxy.exchange import Exchange
     from proxy.identity.keys import Known
     from proxy.policy.effective import Effective
+    from proxy.policy.snapshot import Target, Upstream
     from proxy.upstreams.pool import Pool
 
 Termination = Literal["complete", "client_gone", "upstream_error", "budget_cut", "revoked", "timeout", "crash"]
@@ -167,29 +168,35 @@ class Grant:
 class Route:
     """One place a call can go: a pool of connections and the bytes that say where."""
 
-    __slots__ = ("ask_usage", "facts", "model_literal", "pool", "priority", "sent", "weight")
+    __slots__ = (
+        "ask_usage",
+        "facts",
+        "first_byte_ms",
+        "idle_ms",
+        "model_literal",
+        "pool",
+        "priority",
+        "sent",
+        "total_ms",
+        "weight",
+    )
 
-    def __init__(
-        self,
-        facts: Sent,
-        pool: Pool,
-        ask_usage: bool,
-        model_literal: bytes | None,
-        sent: bytes,
-        weight: int,
-        priority: int,
-    ) -> None:
+    def __init__(self, facts: Sent, sent: bytes, pool: Pool, upstream: Upstream, target: Target) -> None:
         self.facts = facts
-        self.pool = pool
-        self.ask_usage = ask_usage
-        self.model_literal = model_literal  # JSON string in place of the client's model; None: unchanged
         self.sent = sent  # msgpack of `facts`, for the journal's slot
-        self.weight = weight
-        self.priority = priority
+        self.pool = pool
+        self.ask_usage = upstream.ask_usage
+        self.first_byte_ms = int(upstream.first_byte_seconds * 1000)
+        self.idle_ms = int(upstream.idle_seconds * 1000)
+        self.total_ms = int(upstream.total_seconds * 1000)
+        self.weight = target.weight
+        self.priority = target.priority
+        # A JSON string to stand in place of the client's model; None: its own stays.
+        self.model_literal: bytes | None = None
 
 
 class Call:
-    """One request on its way through the eight steps. Each step fills in what it found out."""
+    """One request on its way through the eight steps. Each step fills in what it found out; until then it is not there."""
 
     __slots__ = (
         "arrived_ns",

@@ -73,18 +73,16 @@ KINDS: dict[str, Kind] = {
     "tenant_mismatch": Kind(403, _BAD, "client", False, "The API key does not belong to the tenant asked for."),
     # authorise
     "endpoint_not_allowed": Kind(403, _BAD, "client", False, "This API key may not use the endpoint {}."),
-    "model_not_found": Kind(
-        404, _BAD, "client", False, "The model {} does not exist or you do not have access to it."
-    ),
+    "model_not_found": Kind(404, _BAD, "client", False, "The model {} does not exist or you do not have access to it."),
     "model_not_at_endpoint": Kind(404, _BAD, "client", False, "The model {} is not served at this endpoint."),
     "tenant_suspended": Kind(403, _BAD, "client", False, "This account is suspended."),
+    "model_not_at_endpoint": Kind(404, _BAD, "client", False, "The model {} is not served at this endpoint."),
+    "tenant_suspended": Kind(403, _BAD, "client", False, "The account of this API key is suspended."),
     # admit
     "rate_limit_exceeded": Kind(429, "requests", "client", True, "Rate limit reached: {}."),
     "token_limit_exceeded": Kind(429, "tokens", "client", True, "Rate limit reached: {}."),
     "concurrency_exceeded": Kind(429, "requests", "client", True, "Too many requests at the same time: {}."),
-    "request_too_large": Kind(
-        429, "tokens", "client", False, "This request can never pass the token limit: {}."
-    ),
+    "request_too_large": Kind(429, "tokens", "client", False, "This request can never pass the token limit: {}."),
     "journal_full": Kind(
         503, "service_unavailable_error", "gateway", True, "Weir cannot record more calls at this moment."
     ),
@@ -103,9 +101,7 @@ KINDS: dict[str, Kind] = {
     "upstream_connect_timeout": Kind(
         504, "server_error", "upstream", True, "The model's upstream did not accept a connection in time."
     ),
-    "upstream_timeout": Kind(
-        504, "server_error", "upstream", False, "The model's upstream did not answer in time."
-    ),
+    "upstream_timeout": Kind(504, "server_error", "upstream", False, "The model's upstream did not answer in time."),
     "upstream_lost": Kind(
         502, "server_error", "upstream", False, "The model's upstream closed the connection before it answered."
     ),

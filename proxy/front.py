@@ -24,9 +24,7 @@ from proxy.exchange import Exchange
 log = logging.getLogger("weir.front")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FAILED = Refusal("internal_error")
-_INTERNAL_ERROR = dialect.answer(
-    500, dialect.refusal_headers(_FAILED), dialect.refusal_body(_FAILED), close=True
-)
+_INTERNAL_ERROR = dialect.answer(500, dialect.refusal_headers(_FAILED), dialect.refusal_body(_FAILED), close=True)
 
 
 class _Written(web.StreamResponse):

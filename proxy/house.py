@@ -7,19 +7,22 @@ import json
 import secrets
 from collections.abc import Callable
 
-import msgspec
-
 from proxy import board, bounds
-from proxy._fastpath import Arena
+from proxy._fastpath import Arena, now_ns
 from proxy._wire import Sweeper
-from proxy.call import Route, Sent
+from proxy.call import Call, Route, Sent
+from proxy.clock import wall_us
 from proxy.errors import Refusal
 from proxy.identity.keys import Keys
 from proxy.journal import Epoch
 from proxy.policy.snapshot import Model, Policy, Upstream
+from proxy.record import cut, encode_sent
 from proxy.telemetry.calls import CallMetrics
-from proxy.telemetry.log import Lines
+from proxy.telemetry.log import Lines, Refused
 from proxy.upstreams.pool import Pool
+
+UPSTREAM_BYTES_KEPT = 32
+SERVED_BYTES_KEPT = 56
 
 
 class House:
@@ -47,7 +50,6 @@ class House:
         self.sweeper = Sweeper(loop)
         self._make_pool = make_pool
         self._pools: dict[str, tuple[Upstream, Pool]] = {}
-        self._literals = msgspec.msgpack.Encoder().encode
         self._request_prefix = f"req_{secrets.token_hex(8)}"
         self._requests = 0
         self.policy = policy
@@ -64,7 +66,7 @@ class House:
             pools[name] = known if known is not None and known[0] == upstream else (upstream, self._make_pool(upstream))
         for name, (_, pool) in self._pools.items():
             if name not in pools or pools[name][1] is not pool:
-                pool.close()
+                pool.retire()
         self._pools = pools
         self.policy = policy
 
@@ -76,10 +78,11 @@ class House:
                 continue
             upstream, pool = self._pools[target.upstream]
             name = target.model or model.name
-            facts = Sent(_cut(target.upstream, 32), _cut(name, 56))
-            literal = None if name == model.name else json.dumps(name).encode()
-            sent = self._literals(facts)
-            routes.append(Route(facts, pool, upstream.ask_usage, literal, sent, target.weight, target.priority))
+            facts = Sent(cut(target.upstream, UPSTREAM_BYTES_KEPT), cut(name, SERVED_BYTES_KEPT))
+            route = Route(facts, encode_sent(facts), pool, upstream, target)
+            if name != model.name:
+                route.model_literal = json.dumps(name).encode()
+            routes.append(route)
         return tuple(routes)
 
     def pools(self) -> list[Pool]:
@@ -103,9 +106,27 @@ class House:
         ]
         return 200, f"degraded: {' and '.join(away)} away" if away else "ok"
 
-    def count_refusal(self, refusal: Refusal) -> None:
-        """Counts a refusal by its reason."""
+    def note_refusal(self, refusal: Refusal, call: Call | None, request_id: str, arrived_ns: int) -> None:
+        """Counts a refusal by its reason, and logs it unless the call has a row and so a line of its own."""
         self.metrics.refuse(refusal.code)
+        if call is not None and call.outcome is not None:
+            return
+        known = getattr(call, "known", None)
+        facts = getattr(call, "facts", None)
+        total_us = (now_ns() - arrived_ns) // 1000
+        self.lines.refused(
+            Refused(
+                reason=refusal.code,
+                status=refusal.kind.status,
+                endpoint=call.endpoint.name if call is not None else "",
+                tenant=known.principal.tenant if known is not None else "",
+                key_id=known.principal.key_id if known is not None else "",
+                model=cut(facts.model or "", bounds.MODEL_BYTES_MAX) if facts is not None else "",
+                request_id=request_id[: bounds.REQUEST_ID_BYTES_KEPT],
+                started_us=wall_us() - total_us,
+                total_us=total_us,
+            )
+        )
 
     def close(self) -> None:
         """Closes what holds sockets and timers. The epoch is the worker's to finish."""
@@ -114,9 +135,5 @@ class House:
             pool.close()
 
 
-def _cut(text: str, bytes_max: int) -> str:
-    raw = text.encode()
-    return text if len(raw) <= bytes_max else raw[:bytes_max].decode("utf-8", "ignore")
-
-
-assert 32 + 56 + 5 <= bounds.SENT_BYTES_MAX
+# The two names and their msgpack headers, in the slot's place for them.
+assert UPSTREAM_BYTES_KEPT + SERVED_BYTES_KEPT + 5 <= bounds.SENT_BYTES_MAX

@@ -46,14 +46,13 @@ def request_bytes(call: Call, route: Route) -> bytes:
         body = with_usage(body, facts, route.model_literal)
     elif route.model_literal is not None:
         body = with_model(body, facts, route.model_literal)
-    return route.pool.target.request(call.endpoint.suffix, call.head.forward, call.request_id, body)
+    return route.pool.target.request(call.endpoint.suffix, call.head.forward, call.request_id.encode(), body)
 
 
 def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: bool) -> Relay:
     """The relay of this call's answer, its deadlines those of the upstream."""
     exchange = call.exchange
     facts = call.facts
-    target = route.pool.target
     return Relay(
         exchange.write,
         exchange.buffered,
@@ -66,9 +65,9 @@ def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: b
         close=exchange.close,
         hide_usage=facts.stream and route.ask_usage and not facts.usage_asked,
         hold_end=strict,
-        first_byte_ms=target.first_byte_ms,
-        idle_ms=target.idle_ms,
-        total_ms=target.total_ms,
+        first_byte_ms=route.first_byte_ms,
+        idle_ms=route.idle_ms,
+        total_ms=route.total_ms,
     )
 
 

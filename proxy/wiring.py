@@ -57,10 +57,10 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     policy = read_policy(settings.data_dir)
     store = await Store.open(settings.database, readonly=True)
     await store.check_schema()
-    lines = Lines(settings.log.requests)
+    lines = Lines(settings.log_requests)
     epoch.on_sync(lines.flush)
     counters = Counters(settings.data_dir / "metrics", epoch.column)
-    keys = Keys(epoch.arena, pepper_of(settings), store.key_by_digest)
+    keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.key_by_digest)
     house = House(
         loop,
         policy,
@@ -100,28 +100,13 @@ def read_policy(data_dir: Path) -> Policy:
         raise CannotStart(f"{data_dir}/policy.snapshot is missing: the keeper writes it; is it running?") from None
 
 
-def pepper_of(settings: Settings) -> bytes:
-    """The key of all key digests: the configured one, or the data directory's own."""
-    if settings.pepper is None:
-        return pepper.ensure(settings.data_dir)
-    return pepper.parse(secrets.resolve(settings.pepper), settings.pepper)
-
-
 def make_pool(upstream: Upstream) -> Pool:
     """The connections to one upstream, its credential read now and kept nowhere else."""
     key = None if upstream.key is None else secrets.resolve(upstream.key) or None
-    target = Target(
-        upstream.name,
-        upstream.url,
-        key=key,
-        ca_bundle=upstream.ca_bundle,
-        first_byte_ms=int(upstream.first_byte_seconds * 1000),
-        idle_ms=int(upstream.idle_seconds * 1000),
-        total_ms=int(upstream.total_seconds * 1000),
-    )
     return Pool(
-        target,
+        Target(upstream.url, None if key is None else key.decode("latin-1")),
         max_connections=upstream.max_connections,
         max_waiting=upstream.max_waiting,
         connect_ms=int(upstream.connect_seconds * 1000),
+        ca_bundle=None if upstream.ca_bundle is None else Path(upstream.ca_bundle),
     )

@@ -77,9 +77,7 @@ def principal_of(row: KeyRow) -> Principal:
 class Keys:
     """The keys a worker knows. An entry holds as long as the generation word stands where it stood before the look-up."""
 
-    def __init__(
-        self, arena: Arena, pepper: bytes, look_up: Callable[[bytes], Awaitable[KeyRow | None]]
-    ) -> None:
+    def __init__(self, arena: Arena, pepper: bytes, look_up: Callable[[bytes], Awaitable[KeyRow | None]]) -> None:
         self._arena = arena
         self._pepper = pepper
         self._look_up = look_up

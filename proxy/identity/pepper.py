@@ -6,7 +6,14 @@ import os
 import secrets
 from pathlib import Path
 
+from proxy.policy import secrets as references
+
 PEPPER_BYTES = 32
+
+
+def of(data_dir: Path, reference: str | None) -> bytes:
+    """The pepper that the settings name, or else the data directory's own. Raises ValueError or SecretMissing."""
+    return ensure(data_dir) if reference is None else parse(references.resolve(reference), reference)
 
 
 def ensure(data_dir: Path) -> bytes:

@@ -139,7 +139,7 @@ def new_row(
     now_us = wall_us()
     row = KeyRow(
         key_id=keys.new_key_id(),
-        digest=key_digest(secret.encode(), pepper.ensure(process.data_dir)),
+        digest=key_digest(secret.encode(), pepper.of(process.data_dir, process.pepper)),
         tenant=tenant,
         name=name,
         owner=owner,
