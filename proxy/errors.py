@@ -76,8 +76,6 @@ KINDS: dict[str, Kind] = {
     "model_not_found": Kind(404, _BAD, "client", False, "The model {} does not exist or you do not have access to it."),
     "model_not_at_endpoint": Kind(404, _BAD, "client", False, "The model {} is not served at this endpoint."),
     "tenant_suspended": Kind(403, _BAD, "client", False, "This account is suspended."),
-    "model_not_at_endpoint": Kind(404, _BAD, "client", False, "The model {} is not served at this endpoint."),
-    "tenant_suspended": Kind(403, _BAD, "client", False, "The account of this API key is suspended."),
     # admit
     "rate_limit_exceeded": Kind(429, "requests", "client", True, "Rate limit reached: {}."),
     "token_limit_exceeded": Kind(429, "tokens", "client", True, "Rate limit reached: {}."),

@@ -1,0 +1,150 @@
+"""The compiled policy: one immutable value that every worker of a host judges by, swapped whole.
+
+It holds no secret, only references to them. It is msgpack on disk, so that a worker loads it without reading YAML.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+SNAPSHOT_FORMAT = 1  # raised when the layout below changes; a reader refuses another one
+
+Kind = Literal["requests_per_minute", "tokens_per_minute", "concurrency"]
+KINDS: tuple[Kind, ...] = ("requests_per_minute", "tokens_per_minute", "concurrency")
+
+
+class Rule(Struct, frozen=True, array_like=True):
+    """One written limit of one level. `limit` or `burst` is None where that line was not written."""
+
+    kind: Kind
+    limit: int | None
+    burst: int | None  # None for concurrency, always
+    source: str  # "file:line" of the limit, or of the burst where only that was written
+    burst_source: str
+
+
+Rules = tuple[Rule, ...]
+
+
+class Rights(Struct, frozen=True, array_like=True):
+    """What one plan or one tenant file says. None: it says nothing, and the level above stands."""
+
+    endpoints: tuple[str, ...] | None
+    endpoints_source: str
+    models: tuple[str, ...] | None
+    models_source: str
+    limits: Rules
+    key_limits: Rules
+    model_limits: dict[str, Rules]
+
+
+class Plan(Struct, frozen=True, array_like=True):
+    name: str
+    source: str
+    rights: Rights
+
+
+class Tenant(Struct, frozen=True, array_like=True):
+    name: str
+    source: str
+    plan: str
+    plan_source: str
+    status: Literal["active", "suspended"]
+    status_source: str
+    tag_header: str | None  # lower case
+    rights: Rights
+
+
+class Upstream(Struct, frozen=True, array_like=True):
+    """`url` has no trailing slash; `key` is a secret reference or None; times are in seconds."""
+
+    name: str
+    source: str
+    url: str
+    key: str | None
+    ca_bundle: str | None  # absolute path
+    ask_usage: bool
+    connect_seconds: float
+    first_byte_seconds: float
+    idle_seconds: float
+    total_seconds: float
+    max_connections: int
+    max_waiting: int
+
+
+class Price(Struct, frozen=True, array_like=True):
+    """Integer nano-dollars per million tokens."""
+
+    prompt: int
+    cached: int
+    completion: int
+    version: str
+    source: str
+
+
+class Target(Struct, frozen=True, array_like=True):
+    """`model` is the upstream's own name; None: the name that the client asked for, unchanged."""
+
+    upstream: str
+    model: str | None
+    weight: int
+    priority: int
+    source: str
+
+
+class Model(Struct, frozen=True, array_like=True):
+    """`endpoints` None: every endpoint. `price` None: unpriced."""
+
+    name: str
+    source: str
+    targets: tuple[Target, ...]
+    endpoints: tuple[str, ...] | None
+    endpoints_source: str
+    answer_tokens_default: int
+    price: Price | None
+    limits: Rules  # what one tenant may use of it
+
+
+class Policy(Struct, frozen=True):
+    """`prices` holds those of names that only the catch-all model `*` serves."""
+
+    format: int
+    version: str  # digest of all the rest
+    upstreams: dict[str, Upstream]
+    models: dict[str, Model]
+    plans: dict[str, Plan]
+    tenants: dict[str, Tenant]
+    prices: dict[str, Price]
+
+    def encode(self) -> bytes:
+        """The snapshot file's bytes."""
+        return _encoder.encode(self)
+
+    @staticmethod
+    def decode(raw: bytes) -> Policy:
+        """The inverse. Raises ValueError for another format or a damaged file."""
+        try:
+            policy = _decoder.decode(raw)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"the policy snapshot cannot be read: {error}") from error
+        if policy.format != SNAPSHOT_FORMAT:
+            raise ValueError(f"the policy snapshot has format {policy.format}, this version reads {SNAPSHOT_FORMAT}")
+        if policy.version != digest(policy):
+            raise ValueError("the policy snapshot is damaged: its digest is not that of its content")
+        return policy
+
+
+def digest(policy: Policy) -> str:
+    """The version of a policy's content: equal files give equal versions on every host.
+
+    `version` itself does not count.
+    """
+    return blake2b(_encoder.encode(msgspec.structs.replace(policy, version="")), digest_size=8).hexdigest()
+
+
+_encoder = msgspec.msgpack.Encoder(order="sorted")
+_decoder = msgspec.msgpack.Decoder(Policy)

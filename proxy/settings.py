@@ -1,0 +1,96 @@
+"""The process part of weir.yaml as one frozen value: where to listen, where to keep things, how many workers.
+
+Settings are read once at start; a reload changes the policy and not these. Errors are those of the policy's loader.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from proxy.policy import load as files
+from proxy.policy import schema
+from proxy.policy.meaning import Judge
+from proxy.policy.problems import PolicyErrors, Problem
+
+_PASSWORD = re.compile(r"(://[^/@]*?:)[^@]*(@)")
+
+
+class Settings(Struct, frozen=True):
+    """Paths are absolute. `database` and `redis` may hold a password: they are never shown or logged.
+
+    listen: host, port, tls (certificate, key: absolute paths) or None. metrics: host, port. journal: sync_ms,
+    max_bytes, durability, slots, segment_bytes. log: requests. pepper: a secret reference; None is secret.key in
+    data_dir. failpoint: name of the place where this process kills itself, for tests; from WEIR_FAILPOINT.
+    """
+
+    config_dir: str  # as given
+    listen: schema.Listen
+    metrics: schema.Metrics
+    data_dir: Path
+    database: str  # sqlite:///absolute/path or postgresql://…
+    redis: str | None
+    workers: int
+    drain_seconds: float
+    journal: schema.Journal
+    retention_days: int
+    log: schema.Log
+    pepper: str | None
+    failpoint: str
+
+    def __repr__(self) -> str:
+        listen = f"{'https' if self.listen.tls else 'http'}://{self.listen.host}:{self.listen.port}"
+        places = f"data in {self.data_dir}, database {masked(self.database)}, redis {masked(self.redis or 'none')}"
+        return f"<Settings {self.config_dir}: {listen}, {self.workers} workers, {places}>"
+
+
+def masked(url: str) -> str:
+    """The URL without its password: the only form that may be shown."""
+    return _PASSWORD.sub(r"\1***\2", url)
+
+
+def load(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = None) -> Settings:
+    """Settings of a configuration directory. Raises PolicyErrors with every problem of weir.yaml."""
+    environment = os.environ if env is None else env
+    problems: list[Problem] = []
+    weir = files.read(Path(config_dir), files.WEIR, schema.WeirFile, environment, problems)
+    base = files.base_of(config_dir)
+    absent: files.Document[schema.PlansFile] = files.Document("", None, {}, {})
+    prices: files.Document[schema.PricesFile] = files.Document("", None, {}, {})
+    Judge(files.Files(weir, absent, prices, (), base), environment, problems, []).process()
+    if problems or weir.value is None:
+        raise PolicyErrors(problems)
+    value = weir.value
+    data_dir = base / value.data_dir
+    listen = value.listen
+    if listen.tls is not None:
+        tls = schema.Tls(str(base / listen.tls.certificate), str(base / listen.tls.key))
+        listen = msgspec.structs.replace(listen, tls=tls)
+    return Settings(
+        config_dir=str(config_dir),
+        listen=listen,
+        metrics=value.metrics,
+        data_dir=data_dir,
+        database=_database(value.database, data_dir, base),
+        redis=value.redis,
+        workers=value.workers,
+        drain_seconds=value.drain_seconds,
+        journal=value.journal,
+        retention_days=value.retention.usage_days,
+        log=value.log,
+        pepper=value.pepper,
+        failpoint=environment.get("WEIR_FAILPOINT", ""),
+    )
+
+
+def _database(url: str | None, data_dir: Path, base: Path) -> str:
+    """The database's URL; a path in it becomes absolute, since the parts of a host may start in different places."""
+    if url is None:
+        return f"sqlite:///{data_dir / 'weir.db'}"
+    scheme, _, rest = url.partition("://")
+    return f"sqlite:///{base / rest.removeprefix('/')}" if scheme == "sqlite" and not rest.startswith("//") else url
