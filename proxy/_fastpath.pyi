@@ -1,17 +1,24 @@
-"""Per-request judgement in C: key digest, text estimate, limit cells. Bytes and integers cross; nothing here does I/O
+"""Per-request judgement in C: key digest, limit cells, the board. Bytes and integers cross; nothing here does I/O
 except mapping the arena's file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from os import PathLike
+
+from proxy.bounds import COUNT_CELLS, RATE_CELLS
 
 def now_ns() -> int:
     """CLOCK_BOOTTIME in nanoseconds: the same clock as `clock.now_ns`, for the hot path."""
 
 def key_digest(secret: bytes, pepper: bytes) -> bytes:
-    """Keyed BLAKE2b-256 (RFC 7693) of an API key: 32 bytes. `pepper` is 16 to 64 bytes."""
+    """Keyed BLAKE2b-256 (RFC 7693) of an API key: 32 bytes. `pepper` is 16 to 64 bytes, else ValueError."""
 
 def key_well_formed(secret: bytes) -> bool:
-    """Whether `wk_<env>_<43 base62>_<6 base62>` holds and its CRC-32 checksum is right; no look-up, no allocation."""
+    """Whether `wk_<env>_<43 base62>_<6 base62>` holds and its CRC-32 checksum is right; no look-up, no allocation.
+
+    env is 2 to 16 of [a-z0-9]. The checksum is zlib's CRC-32 of everything before the last underscore, as six base62
+    digits (0-9A-Za-z), the highest first, with leading zeros.
+    """
 
 RATE_REQUESTS: int  # entry kinds of `Limits`
 RATE_TOKENS: int
@@ -21,41 +28,77 @@ class Limits:
     """The limits one (tenant, key, model) is under: cells found once per policy snapshot, judged in one call.
 
     entries: (kind, scope, limit, burst): scope is bytes such as b"tenant/acme"; rates are per minute; burst 0 means
-    `limit`. Raises ArenaFull when a cell cannot be had, ValueError for a limit or burst out of [1, 2**40].
+    `limit`. Raises ArenaFull when a cell cannot be had, ValueError for a limit or burst out of [1, 2**40] and for a
+    burst that takes more than 52 days to refill. Rates are kept in 1/64 ns per request or token, rounded up: never
+    faster than written, slower by at most 1 in 10,000 up to 380 million a minute.
+
+    May live as long as one likes: a cell that the keeper has reclaimed meanwhile is found anew where it is needed.
     """
 
-    def __init__(self, arena: Arena, entries: Sequence[tuple[int, bytes, int, int]]) -> None: ...
+    def __init__(self, arena: Arena, entries: Iterable[tuple[int, bytes, int, int]]) -> None: ...
     @property
     def holds(self) -> tuple[int, ...]:
-        """Cell numbers of the concurrency entries, for the journal's slot."""
+        """Cell numbers of the concurrency entries, for the journal's slot.
+
+        Read it after `acquire`, which may move them; the same tuple as before unless a cell has moved.
+        """
     def token_burst(self) -> int:
         """The smallest burst among token entries, or 2**62 without one."""
     def acquire(self, now_ns: int, tokens: int) -> int:
         """Takes one request, `tokens` tokens and one concurrency from every entry, or nothing from any.
 
         0 when admitted, else the 1-based index of the refusing entry; `wait_ns` then says how long until it could pass
-        (0 for concurrency).
+        (0 for concurrency). More tokens than an entry's burst never pass: clamp to `token_burst()` first. A `now_ns`
+        older than another caller's is harmless: it sees less room, never more. Raises ArenaFull when a reclaimed cell
+        cannot be had again; nothing is taken then. ValueError without a column when there is a concurrency entry.
         """
     @property
     def wait_ns(self) -> int: ...
     def settle_tokens(self, now_ns: int, reserved: int, used: int) -> None:
-        """Returns what was reserved and not used to every token entry, or charges the difference."""
-    def refund(self, now_ns: int, tokens: int) -> None:
-        """Undoes `acquire` in full, concurrency included: only for a call that was never opened in the journal."""
-    def headers(self, now_ns: int) -> bytes:
-        """OpenAI's x-ratelimit-* response header lines for the tightest request and token entries, b"" without any."""
+        """Returns what was reserved and not used to every token entry, or charges the difference.
 
-class ArenaFull(Exception): ...
+        `reserved` is what `acquire` was given. A charge may run the bucket into debt, by 52 days at most. Never fails
+        for want of a cell: a call can always be finished.
+        """
+    def refund(self, now_ns: int, tokens: int) -> None:
+        """Undoes an `acquire` that returned 0, concurrency included: only for a call never opened in the journal.
+
+        `tokens` is what `acquire` was given.
+        """
+    def headers(self, now_ns: int) -> bytes:
+        """OpenAI's x-ratelimit-* response header lines for the tightest request and token entries, b"" without any.
+
+        limit, remaining and reset of each, lower-case names, every line ending in CRLF. The tightest has the least
+        remaining. Reset is when the bucket is full again, written as Go writes durations: 12ms, 8.64s, 6m0s, 1h2m3s.
+        """
+
+class ArenaFull(Exception):
+    """No cell can be had for a limit: refuse the call, since a limit must never be missing."""
 
 class Arena:
     """The host's limits in one mapped file: rate cells, count cells with a column per worker life, and the board.
 
-    Opening creates it, or starts it afresh when layout version or boot id do not match (under a lock: all processes
-    agree). `column` is -1 for a process that holds nothing (keeper, supervisor, CLI).
+    Opening creates it, or starts it afresh when layout version, sizes or boot id do not match (under a lock: all
+    processes agree). Afresh is a new file renamed in place: a process that still has the old one keeps it. `column` is
+    -1 for a process that holds nothing (keeper, supervisor, CLI). No descriptor stays open. The cell counts are powers
+    of two. Words are unsigned 64-bit. Every method raises ValueError once closed, IndexError for an index out of range.
+
+    Times are in nanoseconds since boot and good for four years of uptime.
     """
 
-    def __init__(self, path: str, boot_id: str, column: int = -1) -> None: ...
-    column: int
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        boot_id: str,
+        column: int = -1,
+        *,
+        rate_cells: int = RATE_CELLS,
+        count_cells: int = COUNT_CELLS,
+    ) -> None: ...
+    @property
+    def column(self) -> int: ...
+    @property
+    def path(self) -> str: ...
     def word(self, index: int) -> int:
         """A word of the board's page, 0 <= index < 64: generations and host-wide facts (names in `proxy/board.py`)."""
     def set_word(self, index: int, value: int) -> None: ...
@@ -67,11 +110,15 @@ class Arena:
     def used(self, cell: int) -> int:
         """Sum over all columns of a count cell: what is held now."""
     def held_total(self) -> int:
-        """Sum over all count cells and columns: 0 at rest."""
+        """Sum over all count cells and columns of what is held and not settled: 0 at rest."""
     def overwrite_column(self, column: int) -> int:
         """Recovery: used := settled in every count cell of a dead life's column. Returns the cells that changed."""
     def reclaim_idle(self, now_ns: int, idle_ns: int) -> int:
-        """Keeper only: frees rate cells that are full again and count cells at 0, both untouched for `idle_ns`."""
+        """Keeper only: frees rate cells that are full again and count cells at 0, both untouched for `idle_ns`.
+
+        Returns how many. Safe against every other process at every instant, and against its own death; only one caller
+        at a time on a host, which the keeper's lock sees to.
+        """
     def usage(self) -> tuple[int, int, int, int]:
         """(rate cells used, rate cells, count cells used, count cells)."""
     def close(self) -> None: ...
