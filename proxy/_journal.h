@@ -87,7 +87,7 @@ typedef struct {
     uint64_t started_us;
     uint64_t bad;       /* JRN_FAILED: its fdatasync failed; JRN_MOVED: what was unsynced stands in a later segment */
     uint64_t cut;       /* with JRN_MOVED: the last record to be read here */
-    uint64_t spare[3];
+    uint64_t spare[5];
 } jrn_segment_head;
 
 enum { JRN_FAILED = 1, JRN_MOVED = 2 };

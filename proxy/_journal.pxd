@@ -1,6 +1,6 @@
 """The C face of the journal for other compiled parts: the handle of a call in flight."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 
 cdef extern from "_journal.h":
@@ -9,6 +9,9 @@ cdef extern from "_journal.h":
         uint64_t call
         uint64_t flip
         uint64_t sent_word
+        uint32_t opened_size
+        char* opened
+        char* sent
 
 
 cdef class Slot:

@@ -1,4 +1,4 @@
-"""From a call to its row: pure arithmetic and encoding, the same for a call that ended and for one whose process died."""
+"""From a call to its row: pure arithmetic and encoding, the same for a call that ended and one whose process died."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def cost(opened: Opened, prompt: int, cached: int, completion: int) -> int:
     return (parts + _PRICE_UNIT // 2) // _PRICE_UNIT
 
 
-def settle(
-    call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue_us: int, total_us: int
-) -> UsageEvent:
+def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue_us: int, total_us: int) -> UsageEvent:
     """The row of a finished call.
 
     Tokens are the provider's where it gave them. Otherwise they are estimated: the prompt as at admission, the
@@ -158,6 +156,4 @@ def rebuild(found: Found) -> bytes:
 
 def encode_wreck(found: Found) -> bytes:
     """What is left of a call that `rebuild` cannot read, byte for byte: nothing is lost and nothing is guessed."""
-    return WRECK + _encoder.encode(
-        (found.call, found.attempt, found.counters, found.state, found.opened, found.sent)
-    )
+    return WRECK + _encoder.encode((found.call, found.attempt, found.counters, found.state, found.opened, found.sent))
