@@ -9,12 +9,13 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from proxy.policy import load as files
-from proxy.policy import schema
+from proxy.policy import process, schema
 from proxy.policy.meaning import Judge
 from proxy.policy.problems import PolicyErrors, Problem
 
@@ -25,23 +26,21 @@ class Settings(Struct, frozen=True):
     """Paths are absolute. `database` and `redis` may hold a password: they are never shown or logged.
 
     listen: host, port, tls (certificate, key: absolute paths) or None. metrics: host, port. journal: sync_ms,
-    max_bytes, durability, slots, segment_bytes. log: requests. pepper: a secret reference; None is secret.key in
-    data_dir. failpoint: name of the place where this process kills itself, for tests; from WEIR_FAILPOINT.
+    max_bytes, durability, slots, segment_bytes. pepper: a secret reference; None is secret.key in data_dir.
     """
 
     config_dir: str  # as given
-    listen: schema.Listen
-    metrics: schema.Metrics
+    listen: process.Listen
+    metrics: process.Metrics
     data_dir: Path
     database: str  # sqlite:///absolute/path or postgresql://…
     redis: str | None
     workers: int
     drain_seconds: float
-    journal: schema.Journal
+    journal: process.Journal
     retention_days: int
-    log: schema.Log
+    log_requests: Literal["json", "summary", "off"]
     pepper: str | None
-    failpoint: str
 
     def __repr__(self) -> str:
         listen = f"{'https' if self.listen.tls else 'http'}://{self.listen.host}:{self.listen.port}"
@@ -69,7 +68,7 @@ def load(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = Non
     data_dir = base / value.data_dir
     listen = value.listen
     if listen.tls is not None:
-        tls = schema.Tls(str(base / listen.tls.certificate), str(base / listen.tls.key))
+        tls = process.Tls(str(base / listen.tls.certificate), str(base / listen.tls.key))
         listen = msgspec.structs.replace(listen, tls=tls)
     return Settings(
         config_dir=str(config_dir),
@@ -82,9 +81,8 @@ def load(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = Non
         drain_seconds=value.drain_seconds,
         journal=value.journal,
         retention_days=value.retention.usage_days,
-        log=value.log,
+        log_requests=value.log.requests,
         pepper=value.pepper,
-        failpoint=environment.get("WEIR_FAILPOINT", ""),
     )
 
 

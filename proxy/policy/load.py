@@ -9,12 +9,13 @@ from typing import Generic, NamedTuple, TypeVar
 
 from proxy.policy import schema
 from proxy.policy.problems import Path, PolicyErrors, Problem, dotted, guess
+from proxy.policy.process import Written
 from proxy.policy.shape import shape
 from proxy.policy.text import parse
 
 __all__ = ["Document", "Files", "PolicyErrors", "T", "base_of", "read", "read_all"]
 
-T = TypeVar("T", bound=schema.Written)
+T = TypeVar("T", bound=Written)
 
 WEIR, PLANS, PRICES, TENANTS = "weir.yaml", "plans.yaml", "prices.yaml", "tenants"
 
