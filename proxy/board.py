@@ -25,8 +25,8 @@ RELOADS_FAILED: Final = 9
 DRAINING: Final = 10  # 1 once the whole host is going down
 
 # === column words: Arena.column_word(column, index) ===
-POLICY_SEEN: Final = 0  # the POLICY_GENERATION this worker serves from
-KEYS_SEEN: Final = 1  # the KEYS_GENERATION it has acted on
+COLUMN_POLICY_GENERATION: Final = 0  # the POLICY_GENERATION this worker serves from
+COLUMN_KEYS_GENERATION: Final = 1  # the KEYS_GENERATION it has acted on
 PID: Final = 2
 PLACE: Final = 3  # the supervisor's number of the worker
 STATE: Final = 4
@@ -42,7 +42,7 @@ STREAMS: Final = 11
 NO_STATE: Final = 0  # nobody, or a life that has ended
 STARTING: Final = 1
 SERVING: Final = 2
-DRAINING_STATE: Final = 3
+DRAINING_WORKER: Final = 3
 
 # === values of REDIS_STATE and DATABASE_STATE ===
 NOT_CONFIGURED: Final = 0  # or not known yet
@@ -58,8 +58,8 @@ class Row(NamedTuple):
     place: int
     state: int
     heartbeat_ns: int
-    policy_seen: int
-    keys_seen: int
+    policy_generation: int
+    keys_generation: int
     open_slots: int
     loop_lag_us: int
     epoch: bytes
@@ -87,8 +87,8 @@ class Board:
             place=words[PLACE],
             state=words[STATE],
             heartbeat_ns=words[HEARTBEAT_NS],
-            policy_seen=words[POLICY_SEEN],
-            keys_seen=words[KEYS_SEEN],
+            policy_generation=words[COLUMN_POLICY_GENERATION],
+            keys_generation=words[COLUMN_KEYS_GENERATION],
             open_slots=words[OPEN_SLOTS],
             loop_lag_us=words[LOOP_LAG_US],
             epoch=words[EPOCH_HI].to_bytes(8, "big") + words[EPOCH_LO].to_bytes(8, "big"),
@@ -117,4 +117,4 @@ class Board:
 
     def all_at(self, policy_generation: int) -> bool:
         """Whether every serving worker has the policy of this generation, or a later one."""
-        return all(row.policy_seen >= policy_generation for row in self.rows() if row.state == SERVING)
+        return all(row.policy_generation >= policy_generation for row in self.rows() if row.state == SERVING)
