@@ -19,7 +19,13 @@ cdef extern from "_sse.h":
         int done  # [DONE] seen
         int error  # a frame with a top-level error seen
         Py_ssize_t held  # bytes that `take` keeps back at this moment
+        int model_bytes
+        char* model
+        char* tail
 
+cimport cython
+
+@cython.final
 cdef class Frames:
     cdef weir_sse s
 
@@ -28,11 +34,11 @@ cdef class Frames:
 
     # Hide the usage frame: the bytes to forward now. It is `data` itself when nothing was held or hidden (no copy), and
     # b"" when all of it is held. Raises MemoryError only. A stream uses `see` or `take`, not both.
-    cdef bytes take(self, bytes data)
+    cpdef bytes take(self, bytes data)
 
     # The stream has ended: judges an unterminated last frame too (the official SDKs read it) and returns what is still
     # held and must be forwarded, b"" when nothing is. After `see` it must be called as well, and returns b"".
-    cdef bytes rest(self)
+    cpdef bytes rest(self)
 
     # Top-level `model` of the first frame that has one, "" before. Makes a new str: ask once, at the end.
     cdef str model_name(self)

@@ -1,0 +1,493 @@
+/* Reads JSON text in one pass without building anything: no allocation, no recursion, nothing kept.
+
+   `strict` is RFC 8259 as orjson reads it: valid UTF-8, paired surrogates, finite numbers. Otherwise what Python's json
+   takes from an upstream is taken: NaN, Infinity, lone surrogates, any bytes in strings. The structure is checked in both.
+   Every function returns the byte after what it read, or NULL after `wj_fail` has noted where and why. */
+
+#ifndef WEIR_JSON_H
+#define WEIR_JSON_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#define WJ_INLINE static inline __attribute__((always_inline))
+#define WJ_LEVELS 256 /* room for nesting; the bound itself is `depth_max` */
+#define WJ_NAME_MAX 63 /* bytes of a decoded key that are looked at: above three times the longest name we know */
+
+/* What a string under a key means to us. */
+enum {
+    WJ_SKIP,            /* nothing below it counts */
+    WJ_TEXT,            /* strings here count as text; objects below are read by their keys */
+    WJ_ENTER,           /* strings here do not count; objects below are read by their keys */
+    WJ_ALL,             /* every string and every key below counts */
+    WJ_IMAGE,           /* counts as one image, and nothing below it as text */
+    WJ_REASONING,       /* text of a model's reasoning, under the first of its two common names */
+    WJ_REASONING_OTHER, /* and under the second: providers send both with the same text */
+};
+
+enum { WJ_REQUEST, WJ_ANSWER }; /* whose keys: `side` of a walk */
+
+typedef struct {
+    const uint8_t *start, *end;
+    const uint8_t *at; /* where it is wrong */
+    const char *why;
+    int depth;     /* objects that are open around a walk */
+    int depth_max; /* the outermost object is depth 1 */
+    int64_t text;  /* decoded bytes of text, as the walks found them */
+    int64_t reasoning, reasoning_other;
+    int64_t images;
+    int64_t elements; /* of the value itself, where a walk began at an array */
+    int64_t numbers;  /* numbers that are elements of an array of texts: token ids */
+} wj;
+
+typedef struct {
+    const uint8_t *start, *end; /* between the quotes */
+    int64_t spare;              /* bytes that decoding saves: 0 exactly where nothing is escaped */
+} wj_str;
+
+static const uint8_t *wj_fail(wj *j, const uint8_t *at, const char *why) {
+    j->at = at;
+    j->why = why;
+    return NULL;
+}
+
+WJ_INLINE const uint8_t *wj_space(const uint8_t *p, const uint8_t *end) {
+    while (p < end && *p <= 0x20 && (*p == ' ' || *p == '\n' || *p == '\r' || *p == '\t')) p++;
+    return p;
+}
+
+/* === strings === */
+
+/* The next byte that needs a look: a quote or backslash, and if strict also a control byte or one of UTF-8's. */
+WJ_INLINE const uint8_t *wj_plain(const uint8_t *p, const uint8_t *end, const int strict) {
+#if defined(__SSE2__)
+    const __m128i quote = _mm_set1_epi8('"'), slash = _mm_set1_epi8('\\'), space = _mm_set1_epi8(0x20);
+    while (end - p >= 16) {
+        __m128i v = _mm_loadu_si128((const __m128i *)p);
+        __m128i hit = _mm_or_si128(_mm_cmpeq_epi8(v, quote), _mm_cmpeq_epi8(v, slash));
+        /* Signed, bytes from 0x80 on are below a space too. */
+        if (strict) hit = _mm_or_si128(hit, _mm_cmplt_epi8(v, space));
+        int mask = _mm_movemask_epi8(hit);
+        if (mask) return p + __builtin_ctz((unsigned)mask);
+        p += 16;
+    }
+#endif
+    while (p < end && *p != '"' && *p != '\\' && !(strict && (int8_t)*p < 0x20)) p++;
+    return p;
+}
+
+/* Bytes of the UTF-8 character at p, 0 when it is none (Unicode, table 3-7). */
+WJ_INLINE int wj_utf8(const uint8_t *p, const uint8_t *end) {
+    ptrdiff_t room = end - p;
+    uint8_t a = p[0];
+    if (a < 0xC2) return 0;
+    if (a < 0xE0) return room >= 2 && (p[1] & 0xC0) == 0x80 ? 2 : 0;
+    if (a < 0xF0) {
+        if (room < 3 || (p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80) return 0;
+        if ((a == 0xE0 && p[1] < 0xA0) || (a == 0xED && p[1] >= 0xA0)) return 0;
+        return 3;
+    }
+    if (a > 0xF4 || room < 4) return 0;
+    if ((p[1] & 0xC0) != 0x80 || (p[2] & 0xC0) != 0x80 || (p[3] & 0xC0) != 0x80) return 0;
+    if ((a == 0xF0 && p[1] < 0x90) || (a == 0xF4 && p[1] >= 0x90)) return 0;
+    return 4;
+}
+
+/* The value of four hexadecimal digits, -1 when they are none. */
+static int32_t wj_hex4(const uint8_t *p, const uint8_t *end) {
+    int32_t value = 0;
+    if (end - p < 4) return -1;
+    for (int i = 0; i < 4; i++) {
+        uint8_t c = p[i], low = c | 0x20;
+        if (c >= '0' && c <= '9') value = value << 4 | (c - '0');
+        else if (low >= 'a' && low <= 'f') value = value << 4 | (low - 'a' + 10);
+        else return -1;
+    }
+    return value;
+}
+
+/* The code point of the \u escape at p; *length is 6, or 12 for a pair. A lone surrogate is itself; -1 is no escape. */
+static int32_t wj_unicode(const uint8_t *p, const uint8_t *end, int *length) {
+    int32_t high = wj_hex4(p + 2, end);
+    *length = 6;
+    if (high < 0xD800 || high > 0xDBFF || end - p < 12 || p[6] != '\\' || p[7] != 'u') return high;
+    int32_t low = wj_hex4(p + 8, end);
+    if (low < 0xDC00 || low > 0xDFFF) return high;
+    *length = 12;
+    return 0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00);
+}
+
+WJ_INLINE int wj_utf8_length(int32_t point) {
+    return point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
+}
+
+static const uint8_t *wj_escape(wj *j, const uint8_t *p, wj_str *s, const int strict) {
+    if (j->end - p < 2) return wj_fail(j, j->end, "a string does not end");
+    switch (p[1]) {
+    case '"': case '\\': case '/': case 'b': case 'f': case 'n': case 'r': case 't':
+        s->spare += 1;
+        return p + 2;
+    case 'u':
+        break;
+    default:
+        return wj_fail(j, p, "there is no such escape in a string");
+    }
+    int length;
+    int32_t point = wj_unicode(p, j->end, &length);
+    if (point < 0) return wj_fail(j, p, "\\u needs four hexadecimal digits");
+    if (strict && point >= 0xD800 && point <= 0xDFFF) return wj_fail(j, p, "a surrogate stands without its pair");
+    s->spare += length - wj_utf8_length(point);
+    return p + length;
+}
+
+/* p is the opening quote. */
+WJ_INLINE const uint8_t *wj_string(wj *j, const uint8_t *p, wj_str *s, const int strict) {
+    const uint8_t *end = j->end;
+    s->start = ++p;
+    s->spare = 0;
+    for (;;) {
+        p = wj_plain(p, end, strict);
+        if (p == end) return wj_fail(j, end, "a string does not end");
+        if (*p == '"') {
+            s->end = p;
+            return p + 1;
+        }
+        if (*p == '\\') {
+            p = wj_escape(j, p, s, strict);
+            if (!p) return NULL;
+            continue;
+        }
+        if (*p < 0x20) return wj_fail(j, p, "a control character stands unescaped in a string");
+        do { /* Scripts without ASCII stay in this loop. */
+            int length = wj_utf8(p, end);
+            if (!length) return wj_fail(j, p, "the text is not UTF-8");
+            p += length;
+        } while (p < end && *p >= 0x80);
+    }
+}
+
+WJ_INLINE int64_t wj_length(const wj_str *s) { return (s->end - s->start) - s->spare; }
+
+/* Writes a scanned string decoded, at most `room` bytes and whole characters only. Returns the bytes written. */
+static size_t wj_decode(const wj_str *s, uint8_t *out, size_t room) {
+    const uint8_t *p = s->start, *end = s->end;
+    size_t n = 0;
+    while (p < end) {
+        uint8_t one[4];
+        int length = 1, taken = 1;
+        if (*p != '\\') {
+            if (*p >= 0x80 && (length = wj_utf8(p, end)) == 0) length = 1; /* an upstream's odd bytes stay as they are */
+            taken = length;
+            memcpy(one, p, (size_t)length);
+        } else if (p[1] == 'u') {
+            int32_t point = wj_unicode(p, end, &taken);
+            length = wj_utf8_length(point);
+            if (length == 1) one[0] = (uint8_t)point;
+            else {
+                static const uint8_t lead[] = {0, 0, 0xC0, 0xE0, 0xF0};
+                for (int i = length - 1; i > 0; i--, point >>= 6) one[i] = 0x80 | (point & 0x3F);
+                one[0] = (uint8_t)(lead[length] | point);
+            }
+        } else {
+            taken = 2;
+            switch (p[1]) {
+            case 'b': one[0] = '\b'; break;
+            case 'f': one[0] = '\f'; break;
+            case 'n': one[0] = '\n'; break;
+            case 'r': one[0] = '\r'; break;
+            case 't': one[0] = '\t'; break;
+            default: one[0] = p[1];
+            }
+        }
+        if (n + (size_t)length > room) break;
+        memcpy(out + n, one, (size_t)length);
+        n += (size_t)length;
+        p += taken;
+    }
+    return n;
+}
+
+/* A key as it is meant: itself, or decoded into `buffer` of WJ_NAME_MAX bytes. A longer one is "", which we never look for. */
+WJ_INLINE const uint8_t *wj_name(const wj_str *key, uint8_t *buffer, size_t *length) {
+    *length = (size_t)wj_length(key);
+    if (*length > WJ_NAME_MAX) *length = 0;
+    if (!key->spare) return key->start;
+    wj_decode(key, buffer, WJ_NAME_MAX);
+    return buffer;
+}
+
+#define WJ_IS(name, length, text) ((length) == sizeof(text) - 1 && memcmp((name), (text), sizeof(text) - 1) == 0)
+
+/* === numbers and literals === */
+
+/* Whether a number of valid grammar is below the point where a double rounds to infinity: 2**1024 - 2**970. */
+static int wj_finite(const uint8_t *p, const uint8_t *end) {
+    static const char bound[] =
+        "1797693134862315807937289714053034150799341327100378269361737789804449682927647509466490179775872070963"
+        "3028641669288791094655554785194040263065748867150582068190890200070838367627385484581771153176447573027"
+        "0069855571366959622842914819860834936475292719074168444365510704342711559699508093042880177904174497792";
+    const int64_t power_max = 308; /* the bound is 1.79e308 */
+    int64_t power = -1, exponent = 0;
+    int point = 0, digits = 0, negative = 0;
+    const uint8_t *first = NULL, *q = p;
+    if (*q == '-') q++;
+    for (; q < end && (*q | 0x20) != 'e'; q++) {
+        if (*q == '.') {
+            point = 1;
+            continue;
+        }
+        if (*q != '0' || digits) {
+            if (!first) first = q;
+            digits = 1;
+        }
+        if (digits && !point) power++;
+        if (!digits && point) power--;
+    }
+    if (!first) return 1;
+    const uint8_t *stop = q;
+    if (q < end) {
+        q++;
+        if (*q == '-' || *q == '+') negative = *q++ == '-';
+        for (; q < end; q++)
+            if (exponent < 1000000000000) exponent = exponent * 10 + (*q - '0');
+    }
+    power += negative ? -exponent : exponent;
+    if (power != power_max) return power < power_max;
+    const char *limit = bound;
+    for (q = first; q < stop; q++) {
+        if (*q == '.') continue;
+        if (!*limit) return 0;
+        if (*q != (uint8_t)*limit) return *q < (uint8_t)*limit;
+        limit++;
+    }
+    return *limit != 0; /* fewer digits than the bound, whose last is not 0: below it */
+}
+
+static const uint8_t *wj_digits(const uint8_t *p, const uint8_t *end) {
+    while (p < end && (uint8_t)(*p - '0') < 10) p++;
+    return p;
+}
+
+WJ_INLINE const uint8_t *wj_literal(wj *j, const uint8_t *p, const char *text, size_t n) {
+    if ((size_t)(j->end - p) < n || memcmp(p, text, n) != 0) return wj_fail(j, p, "a value is expected");
+    return p + n;
+}
+
+static const uint8_t *wj_number(wj *j, const uint8_t *p, const int strict) {
+    const uint8_t *start = p, *end = j->end, *q;
+    int exponent = 0;
+    if (*p == '-') p++;
+    if (!strict && p < end && *p == 'I') return wj_literal(j, p, "Infinity", 8);
+    if (!strict && p == start && *p == 'N') return wj_literal(j, p, "NaN", 3);
+    q = wj_digits(p, end);
+    if (q == p) return wj_fail(j, start, "a value is expected");
+    if (*p == '0' && q > p + 1) return wj_fail(j, start, "a number begins with a needless zero");
+    p = q;
+    if (p < end && *p == '.') {
+        q = wj_digits(p + 1, end);
+        if (q == p + 1) return wj_fail(j, start, "a number lacks the digits after its point");
+        p = q;
+    }
+    if (p < end && (*p | 0x20) == 'e') {
+        p++;
+        if (p < end && (*p == '+' || *p == '-')) p++;
+        q = wj_digits(p, end);
+        if (q == p) return wj_fail(j, start, "a number lacks the digits of its exponent");
+        p = q;
+        exponent = 1;
+    }
+    if (strict && (exponent || p - start > 300) && !wj_finite(start, p)) return wj_fail(j, start, "a number is too large");
+    return p;
+}
+
+/* === objects and arrays === */
+
+/* Steps to an object's next member: 1 with its key, *at then stands at the value; 0 at its end, *at behind it; -1 if wrong.
+   *at begins behind the opening brace, with *members 0; it counts them. */
+WJ_INLINE int wj_member(wj *j, const uint8_t **at, wj_str *key, int *members, const int strict) {
+    const uint8_t *end = j->end, *p = wj_space(*at, end);
+    if (p < end && *p == '}') {
+        *at = p + 1;
+        return 0;
+    }
+    if (*members) {
+        if (p == end || *p != ',') return wj_fail(j, p, "a comma or a closing brace is expected"), -1;
+        p = wj_space(p + 1, end);
+    }
+    if (p == end || *p != '"') return wj_fail(j, p, "a key in double quotes is expected"), -1;
+    p = wj_string(j, p, key, strict);
+    if (!p) return -1;
+    p = wj_space(p, end);
+    if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected"), -1;
+    p = wj_space(p + 1, end);
+    if (p == end) return wj_fail(j, p, "a value is expected"), -1;
+    *at = p;
+    *members += 1;
+    return 1;
+}
+
+/* Case of ASCII letters is ignored: parsers exist that do (Go's encoding/json), and text must not hide from us there. */
+WJ_INLINE int wj_like(const uint8_t *name, const char *text, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if ((name[i] | (name[i] >= 'A' && name[i] <= 'Z' ? 0x20 : 0)) != (uint8_t)text[i]) return 0;
+    return 1;
+}
+
+#define WJ_LIKE(text) wj_like(name, text, sizeof(text) - 1)
+
+/* Keys inside messages, prompt and input. What we do not know may still contain what we know. */
+static int wj_request_class(const wj_str *key) {
+    uint8_t buffer[WJ_NAME_MAX + 1];
+    size_t n;
+    const uint8_t *name = wj_name(key, buffer, &n);
+    switch (n) {
+    case 4:
+        if (WJ_LIKE("text") || WJ_LIKE("name")) return WJ_TEXT;
+        return WJ_LIKE("file") ? WJ_SKIP : WJ_ENTER;
+    case 5: return WJ_LIKE("input") ? WJ_TEXT : WJ_ENTER; /* of a custom tool's call */
+    case 6: return WJ_LIKE("output") ? WJ_TEXT : WJ_ENTER; /* of a function, in Responses' input */
+    case 7: return WJ_LIKE("content") || WJ_LIKE("refusal") ? WJ_TEXT : WJ_ENTER;
+    case 9:
+        if (WJ_LIKE("arguments") || WJ_LIKE("reasoning")) return WJ_TEXT;
+        return WJ_LIKE("image_url") ? WJ_IMAGE : WJ_ENTER;
+    case 11: return WJ_LIKE("input_audio") ? WJ_SKIP : WJ_ENTER;
+    case 17: return WJ_LIKE("reasoning_content") ? WJ_TEXT : WJ_ENTER;
+    default: return WJ_ENTER;
+    }
+}
+
+/* Keys inside choices. What we do not know is skipped: log probabilities and annotations repeat the text. */
+static int wj_answer_class(const wj_str *key) {
+    uint8_t buffer[WJ_NAME_MAX + 1];
+    size_t n;
+    const uint8_t *name = wj_name(key, buffer, &n);
+    switch (n) {
+    case 4: return WJ_IS(name, n, "text") ? WJ_TEXT : WJ_SKIP;
+    case 5:
+        if (WJ_IS(name, n, "delta")) return WJ_ENTER;
+        return WJ_IS(name, n, "input") ? WJ_TEXT : WJ_SKIP;
+    case 6: return WJ_IS(name, n, "custom") ? WJ_ENTER : WJ_SKIP;
+    case 7:
+        if (WJ_IS(name, n, "content") || WJ_IS(name, n, "refusal")) return WJ_TEXT;
+        return WJ_IS(name, n, "message") ? WJ_ENTER : WJ_SKIP;
+    case 8:
+        if (WJ_IS(name, n, "thinking")) return WJ_TEXT; /* Mistral: a part of content, itself made of text parts */
+        return WJ_IS(name, n, "function") ? WJ_ENTER : WJ_SKIP;
+    case 9:
+        if (WJ_IS(name, n, "arguments")) return WJ_TEXT;
+        return WJ_IS(name, n, "reasoning") ? WJ_REASONING_OTHER : WJ_SKIP;
+    case 10: return WJ_IS(name, n, "tool_calls") ? WJ_ENTER : WJ_SKIP;
+    case 13: return WJ_IS(name, n, "function_call") ? WJ_ENTER : WJ_SKIP;
+    case 17: return WJ_IS(name, n, "reasoning_content") ? WJ_REASONING : WJ_SKIP;
+    default: return WJ_SKIP;
+    }
+}
+
+WJ_INLINE void wj_count_text(wj *j, int class, const wj_str *s) {
+    if (class == WJ_TEXT || class == WJ_ALL) j->text += wj_length(s);
+    else if (class == WJ_REASONING) j->reasoning += wj_length(s);
+    else if (class == WJ_REASONING_OTHER) j->reasoning_other += wj_length(s);
+}
+
+/* Walks any value. `class` says what its strings mean; `j->depth` objects are open around it. */
+WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int strict, const int side) {
+    enum { ARRAY = 0x80 };
+    uint8_t level[WJ_LEVELS];
+    const int depth_max = j->depth_max - j->depth;
+    const uint8_t *end = j->end;
+    int depth = 0;
+    wj_str s;
+value:
+    p = wj_space(p, end);
+    if (p == end) return wj_fail(j, p, "a value is expected");
+    if (class == WJ_IMAGE) {
+        if (*p != 'n') j->images++; /* null is no image */
+        class = WJ_SKIP;
+    }
+    switch (*p) {
+    case '"':
+        p = wj_string(j, p, &s, strict);
+        if (!p) return NULL;
+        if (class != WJ_SKIP) wj_count_text(j, class, &s);
+        break;
+    case '{':
+        if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
+        p = wj_space(p + 1, end);
+        if (p < end && *p == '}') {
+            p++;
+            break;
+        }
+        level[depth++] = (uint8_t)class;
+        goto key;
+    case '[':
+        if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
+        p = wj_space(p + 1, end);
+        if (p < end && *p == ']') {
+            p++;
+            break;
+        }
+        if (depth == 0) j->elements++;
+        level[depth++] = (uint8_t)(class | ARRAY);
+        goto value;
+    case 't':
+        p = wj_literal(j, p, "true", 4);
+        break;
+    case 'f':
+        p = wj_literal(j, p, "false", 5);
+        break;
+    case 'n':
+        p = wj_literal(j, p, "null", 4);
+        break;
+    default:
+        p = wj_number(j, p, strict);
+        if (class == WJ_TEXT && depth && level[depth - 1] & ARRAY) j->numbers++;
+    }
+    if (!p) return NULL;
+next:
+    if (depth == 0) return p;
+    p = wj_space(p, end);
+    class = level[depth - 1];
+    if (class & ARRAY) {
+        class &= ~ARRAY;
+        if (p < end && *p == ',') {
+            if (depth == 1) j->elements++;
+            p++;
+            goto value;
+        }
+        if (p == end || *p != ']') return wj_fail(j, p, "a comma or a closing bracket is expected");
+    } else {
+        if (p < end && *p == ',') {
+            p = wj_space(p + 1, end);
+            goto key;
+        }
+        if (p == end || *p != '}') return wj_fail(j, p, "a comma or a closing brace is expected");
+    }
+    p++;
+    depth--;
+    goto next;
+key:
+    if (p == end || *p != '"') return wj_fail(j, p, "a key in double quotes is expected");
+    p = wj_string(j, p, &s, strict);
+    if (!p) return NULL;
+    class = level[depth - 1];
+    if (class == WJ_ALL) j->text += wj_length(&s);
+    else if (class != WJ_SKIP) class = side == WJ_REQUEST ? wj_request_class(&s) : wj_answer_class(&s);
+    p = wj_space(p, end);
+    if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected");
+    p++;
+    goto value;
+}
+
+static const uint8_t *wj_walk_request(wj *j, const uint8_t *p, int class) {
+    return wj_walk(j, p, class, 1, WJ_REQUEST);
+}
+
+static const uint8_t *wj_walk_answer(wj *j, const uint8_t *p, int class) {
+    return wj_walk(j, p, class, 0, WJ_ANSWER);
+}
+
+#endif

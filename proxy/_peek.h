@@ -1,0 +1,245 @@
+/* Reads a request's body once: is it strict JSON, and what do its governed keys say? Nothing is built or copied. */
+
+#ifndef WEIR_PEEK_H
+#define WEIR_PEEK_H
+
+#include "_json.h"
+
+enum { WEIR_FINE, WEIR_BAD_JSON, WEIR_DUPLICATE_KEY, WEIR_BAD_VALUE };
+
+/* Governed keys: Weir judges by them, so the upstream must read them as Weir does. */
+enum {
+    WEIR_MODEL,
+    WEIR_STREAM,
+    WEIR_STREAM_OPTIONS,
+    WEIR_MAX_TOKENS,
+    WEIR_MAX_COMPLETION_TOKENS,
+    WEIR_MAX_OUTPUT_TOKENS,
+    WEIR_N,
+    WEIR_USER,
+    WEIR_INCLUDE_USAGE, /* from here on inside stream_options */
+    WEIR_INCLUDE_OBFUSCATION,
+    WEIR_GOVERNED,
+};
+
+static const char *const weir_governed[WEIR_GOVERNED] = {
+    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "user",
+    "include_usage", "include_obfuscation",
+};
+
+static const uint8_t weir_governed_bytes[WEIR_GOVERNED] = {5, 6, 14, 10, 21, 17, 1, 4, 13, 19};
+
+static const char *const weir_param[WEIR_GOVERNED] = {
+    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "user",
+    "stream_options.include_usage", "stream_options.include_obfuscation",
+};
+
+typedef struct {
+    Py_ssize_t start, end; /* -1, -1 when absent */
+} weir_span;
+
+typedef struct {
+    weir_span span[WEIR_GOVERNED]; /* of the values */
+    wj_str model, user;            /* start NULL when absent or null */
+    int stream, usage_asked;
+    int64_t limit[3]; /* max_tokens, max_completion_tokens, max_output_tokens; -1 without one */
+    int64_t choices;
+    int64_t text_bytes, images, token_ids, messages;
+    Py_ssize_t end; /* of the outer object: its closing brace */
+    int members;    /* of the outer object */
+    int option_members;
+    /* when it is refused */
+    const char *why;
+    int key; /* the governed key, -1 without one */
+    Py_ssize_t at;
+} weir_peek;
+
+/* The name as careless parsers fold it: Go's encoding/json takes any case of ASCII letters, and U+017F and U+212A for s and
+   k. Returns the bytes written to `out`, which holds WJ_NAME_MAX. */
+static size_t weir_fold(const uint8_t *name, size_t n, uint8_t *out) {
+    size_t m = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint8_t c = name[i];
+        if (c >= 'A' && c <= 'Z') c |= 0x20;
+        else if (c == 0xC5 && i + 1 < n && name[i + 1] == 0xBF) c = 's', i += 1;
+        else if (c == 0xE2 && i + 2 < n && name[i + 1] == 0x84 && name[i + 2] == 0xAA) c = 'k', i += 2;
+        out[m++] = c;
+    }
+    return m;
+}
+
+/* Which of the governed keys [first, last) it is, -1 for none. */
+static int weir_which(const uint8_t *folded, size_t n, int first, int last) {
+    for (int key = first; key < last; key++)
+        if (weir_governed_bytes[key] == n && memcmp(folded, weir_governed[key], n) == 0) return key;
+    return -1;
+}
+
+static int weir_refuse(weir_peek *k, int code, int key, const char *why) {
+    k->key = key;
+    k->why = why;
+    return code;
+}
+
+/* Notes that a governed key was met. A second one is refused, in whatever spelling; an unusual spelling alone is noted,
+   and refused at the object's end, since a proper one may still follow. */
+static int weir_meet(weir_peek *k, int key, const uint8_t *name, size_t n, unsigned *met, unsigned *odd) {
+    if (*met >> key & 1) return weir_refuse(k, WEIR_DUPLICATE_KEY, key, NULL);
+    *met |= 1u << key;
+    if (weir_governed_bytes[key] != n || memcmp(name, weir_governed[key], n) != 0) *odd |= 1u << key;
+    return WEIR_FINE;
+}
+
+static int weir_odd(weir_peek *k, unsigned odd) {
+    return odd ? weir_refuse(k, WEIR_BAD_VALUE, __builtin_ctz(odd), "must be spelt in lower case") : WEIR_FINE;
+}
+
+/* A whole number >= 0 in [p, end) below 2**40, or -1. */
+static int64_t weir_whole(const uint8_t *p, const uint8_t *end) {
+    int64_t value = 0;
+    if (end - p > 13) return -1;
+    for (; p < end; p++) {
+        if ((uint8_t)(*p - '0') > 9) return -1;
+        value = value * 10 + (*p - '0');
+    }
+    return value <= (int64_t)1 << 40 ? value : -1;
+}
+
+/* Judges the value [p, end) of a governed key; it is valid JSON. */
+static int weir_value(weir_peek *k, int key, const uint8_t *p, const uint8_t *end, const wj_str *text) {
+    const int null = *p == 'n';
+    int64_t number;
+    switch (key) {
+    case WEIR_MODEL:
+        if (*p != '"') return weir_refuse(k, WEIR_BAD_VALUE, key, "must be a string");
+        k->model = *text;
+        break;
+    case WEIR_USER:
+        if (*p != '"' && !null) return weir_refuse(k, WEIR_BAD_VALUE, key, "must be a string or null");
+        if (!null) k->user = *text;
+        break;
+    case WEIR_STREAM: case WEIR_INCLUDE_USAGE: case WEIR_INCLUDE_OBFUSCATION:
+        if (*p != 't' && *p != 'f' && !null) return weir_refuse(k, WEIR_BAD_VALUE, key, "must be true, false or null");
+        if (key == WEIR_STREAM) k->stream = *p == 't';
+        if (key == WEIR_INCLUDE_USAGE) k->usage_asked = *p == 't';
+        break;
+    case WEIR_STREAM_OPTIONS:
+        if (*p != '{' && !null) return weir_refuse(k, WEIR_BAD_VALUE, key, "must be an object or null");
+        break;
+    case WEIR_N:
+        number = null ? 1 : weir_whole(p, end);
+        if (number < 1 || number > 128) return weir_refuse(k, WEIR_BAD_VALUE, key, "must be an integer from 1 to 128, or null");
+        k->choices = number;
+        break;
+    default:
+        number = null ? -1 : weir_whole(p, end);
+        if (!null && number < 0) return weir_refuse(k, WEIR_BAD_VALUE, key, "must be an integer from 0 to 2**40, or null");
+        k->limit[key - WEIR_MAX_TOKENS] = number;
+    }
+    return WEIR_FINE;
+}
+
+/* p stands behind the opening brace of stream_options; *at is set behind its end. */
+static int weir_stream_options(weir_peek *k, wj *j, const uint8_t *p, const uint8_t **at) {
+    uint8_t buffer[WJ_NAME_MAX + 1], folded[WJ_NAME_MAX + 1];
+    unsigned met = 0, odd = 0;
+    wj_str key;
+    int more, code;
+    j->depth++;
+    while ((more = wj_member(j, &p, &key, &k->option_members, 1)) == 1) {
+        size_t n;
+        const uint8_t *name = wj_name(&key, buffer, &n), *value = p;
+        const int which = weir_which(folded, weir_fold(name, n, folded), WEIR_INCLUDE_USAGE, WEIR_GOVERNED);
+        if (which >= 0 && (code = weir_meet(k, which, name, n, &met, &odd))) return code;
+        p = wj_walk_request(j, p, WJ_SKIP);
+        if (!p) return WEIR_BAD_JSON;
+        if (which < 0 || odd >> which & 1) continue;
+        if ((code = weir_value(k, which, value, p, NULL))) return code;
+        k->span[which] = (weir_span){value - j->start, p - j->start};
+    }
+    j->depth--;
+    *at = p;
+    return more < 0 ? WEIR_BAD_JSON : weir_odd(k, odd);
+}
+
+/* What the strings below an ungoverned outer key mean. */
+static int weir_text_class(const uint8_t *name, size_t n) {
+    switch (n) {
+    case 5: return WJ_IS(name, n, "input") ? WJ_TEXT : WJ_IS(name, n, "tools") ? WJ_ALL : WJ_SKIP;
+    case 6: return WJ_IS(name, n, "prompt") || WJ_IS(name, n, "suffix") ? WJ_TEXT : WJ_SKIP;
+    case 8: return WJ_IS(name, n, "messages") ? WJ_ENTER : WJ_SKIP;
+    case 9: return WJ_IS(name, n, "functions") ? WJ_ALL : WJ_SKIP;
+    case 12: return WJ_IS(name, n, "instructions") ? WJ_TEXT : WJ_SKIP;
+    case 15: return WJ_IS(name, n, "response_format") ? WJ_ALL : WJ_SKIP;
+    default: return WJ_SKIP;
+    }
+}
+
+static int weir_peek_object(weir_peek *k, wj *j) {
+    uint8_t buffer[WJ_NAME_MAX + 1], folded[WJ_NAME_MAX + 1];
+    unsigned met = 0, odd = 0;
+    wj_str key, text = {NULL, NULL, 0};
+    int more, code;
+    const uint8_t *p = wj_space(j->start, j->end);
+    if (p == j->end || *p != '{') {
+        wj_fail(j, p, "the body must be one object");
+        return WEIR_BAD_JSON;
+    }
+    p++;
+    while ((more = wj_member(j, &p, &key, &k->members, 1)) == 1) {
+        size_t n;
+        const uint8_t *name = wj_name(&key, buffer, &n), *value = p;
+        n = weir_fold(name, n, folded);
+        const int which = weir_which(folded, n, 0, WEIR_INCLUDE_USAGE);
+        if (which < 0) {
+            const int class = weir_text_class(folded, n);
+            const int64_t numbers = j->numbers;
+            j->elements = 0;
+            p = wj_walk_request(j, p, class);
+            if (!p) return WEIR_BAD_JSON;
+            if (class == WJ_ENTER) k->messages += j->elements;
+            if (class == WJ_TEXT) k->token_ids += j->numbers - numbers;
+            continue;
+        }
+        size_t length;
+        name = wj_name(&key, buffer, &length);
+        if ((code = weir_meet(k, which, name, length, &met, &odd))) return code;
+        const int ours = !(odd >> which & 1);
+        if (ours && which == WEIR_STREAM_OPTIONS && *p == '{') {
+            if ((code = weir_stream_options(k, j, p + 1, &p))) return code;
+        } else if (*p == '"') p = wj_string(j, p, &text, 1);
+        else p = wj_walk_request(j, p, WJ_SKIP);
+        if (!p) return WEIR_BAD_JSON;
+        if (!ours) continue;
+        if ((code = weir_value(k, which, value, p, &text))) return code;
+        k->span[which] = (weir_span){value - j->start, p - j->start};
+    }
+    if (more < 0) return WEIR_BAD_JSON;
+    k->end = p - 1 - j->start;
+    p = wj_space(p, j->end);
+    if (p != j->end) {
+        wj_fail(j, p, "something follows the object");
+        return WEIR_BAD_JSON;
+    }
+    k->text_bytes = j->text;
+    k->images = j->images;
+    return weir_odd(k, odd);
+}
+
+/* WEIR_FINE, or why not: see `why`, `key` and, of bad JSON, `at`. */
+static int weir_peek_body(weir_peek *k, const uint8_t *body, Py_ssize_t size, int depth_max) {
+    wj j = {.start = body, .end = body + size, .depth = 1, .depth_max = depth_max};
+    memset(k, 0, sizeof *k);
+    for (int key = 0; key < WEIR_GOVERNED; key++) k->span[key] = (weir_span){-1, -1};
+    k->limit[0] = k->limit[1] = k->limit[2] = -1;
+    k->choices = 1;
+    k->key = -1;
+    int code = weir_peek_object(k, &j);
+    if (code == WEIR_BAD_JSON) {
+        k->why = j.why;
+        k->at = j.at - j.start;
+    }
+    return code;
+}
+
+#endif
