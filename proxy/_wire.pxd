@@ -33,7 +33,7 @@ cdef class Relay:
     cdef int64_t _text_bytes, _whole
     # Facts for the owner.
     cdef readonly int64_t first_us
-    cdef readonly bytes error_type, retry_after, retry_after_ms, should_retry, upstream_request_id
+    cdef readonly bytes retry_after, retry_after_ms, should_retry, upstream_request_id
     cdef readonly str detail
 
     cdef int take_head(self, int status, int64_t length) except -1

@@ -120,7 +120,7 @@ cdef class Relay:
         self._idle_ns = idle_ms * 1_000_000
         self._total_ns = total_ms * 1_000_000
         self._model = ""
-        self.error_type = self.retry_after = self.retry_after_ms = b""
+        self.retry_after = self.retry_after_ms = b""
         self.should_retry = self.upstream_request_id = self._media = b""
         self.detail = ""
 
@@ -455,6 +455,10 @@ cdef class Relay:
         return b"".join(self._kept)
 
     @property
+    def error_type(self):
+        return self._media
+
+    @property
     def frames(self):
         if self._scan is not None:
             return self._scan.s.frames - self._scan.s.hidden
@@ -626,6 +630,9 @@ cdef class Connection:
             self._skip = False
             self._length = -1
             self._chunked = False
+            self._relay._media = b""
+            if self._verdict == CODED:
+                self._verdict = RUNNING
             return
         self._complete = True
         self._keep = self._parser.should_keep_alive()
@@ -645,7 +652,8 @@ cdef class Connection:
         cdef int ending
         self._one = None
         self._more = None
-        if self._verdict != RUNNING and not (self._verdict == CODED and relay._collecting):
+        # A coding is judged once the head is whole: on an error, only its body is lost by it.
+        if self._verdict == PROTOCOL or (self._verdict == CODED and self._head_done and not relay._collecting):
             return relay.finish(self._verdict, self._detail)
         if one is None and not self._complete:
             # Head, interim answers, chunk extensions, trailers: bytes that bring the answer no further are bounded.

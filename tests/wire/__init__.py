@@ -1,0 +1,1 @@
+"""The upstream's side of the wire: framing, relaying, deadlines, the pool."""
