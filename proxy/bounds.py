@@ -79,6 +79,8 @@ DATABASE_CONNECT_SECONDS_MAX = 5  # to a database: an absent one must be noticed
 DATABASE_BUSY_SECONDS_MAX = 5  # SQLite waits so long for another writer's turn to end
 TRANSACTION_TRIES_MAX = 5  # a deadlock, a serialization failure or a busy SQLite is run again so often
 MIGRATE_SECONDS_MAX = 60  # for another process's migration to end
+FLUSH_BLOCK_MS = 200  # the flusher's wait for entries in one XREADGROUP: how late it sees a stop or a new stream
+FLUSH_BACKOFF_SECONDS_MAX = 5  # between tries while Redis or the database is away
 
 # === policy: what an operator writes ===
 POLICY_FILE_BYTES_MAX = 4 * 1024 * 1024  # one file: tens of thousands of lines; more is a mistake

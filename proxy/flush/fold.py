@@ -12,13 +12,14 @@ from datetime import date
 from hashlib import blake2b
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import astuple
 
 from proxy.call import EpochEnd, UsageEvent
+from proxy.record import decode
 
 INTEGER_MAX = 2**63 - 1  # what a database's bigint holds
+SUMMED_MAX = 10**15  # a million dollars or a quadrillion tokens in one call; nine thousand of these still fit a sum
 DAY_US = 86_400_000_000
 _DAYS_MAX = date.max.toordinal() - date(1970, 1, 1).toordinal()
 _ORDINAL_1970 = date(1970, 1, 1).toordinal()
@@ -48,9 +49,6 @@ _GROUP = tuple(ROW_FIELDS.index(name) for name in GROUP_FIELDS)
 _SUMMED = tuple(ROW_FIELDS.index(name) for name in SUM_FIELDS[1:7])
 _PRICE_VERSION = ROW_FIELDS.index("price_version")
 _SOURCE = ROW_FIELDS.index("source")
-
-_event_decoder = msgspec.msgpack.Decoder(UsageEvent)
-_end_decoder = msgspec.msgpack.Decoder(EpochEnd)
 
 
 class Batch(Struct, frozen=True):
@@ -115,23 +113,14 @@ def row_of(epoch: bytes, event: UsageEvent, digest: int) -> Row:
     """An event as a row, in the order of ROW_FIELDS. Raises ValueError for a value that no row can hold."""
     values = astuple(event)
     for name, value in zip(UsageEvent.__struct_fields__, values, strict=True):
-        if type(value) is int and not 0 <= value <= INTEGER_MAX:
-            raise ValueError(f"{name} is {value}, outside 0 to {INTEGER_MAX}")
+        limit = SUMMED_MAX if name in SUM_FIELDS else INTEGER_MAX
+        if type(value) is int and not 0 <= value <= limit:
+            raise ValueError(f"{name} is {value}, outside 0 to {limit}")
     day = day_of(values[_STARTED])
     tags = json.dumps(dict(values[_TAGS]), ensure_ascii=False, sort_keys=True)
     # NUL is legal in a JSON string, hence in a client's `user`, but PostgreSQL's text cannot hold it.
     cleaned = tuple(value.replace("\0", "\ufffd") if type(value) is str else value for value in values[1:])
     return (epoch, event.call, digest, day, *cleaned[: _TAGS - 1], tags.replace("\\u0000", "\ufffd"), *cleaned[_TAGS:])
-
-
-def decode(payload: bytes) -> UsageEvent | EpochEnd:
-    """A record of the journal. Raises ValueError for one that cannot be read."""
-    kind = payload[:1]
-    if kind == b"E":
-        return _event_decoder.decode(payload[1:])
-    if kind == b"Z":
-        return _end_decoder.decode(payload[1:])
-    raise ValueError(f"the kind byte is {kind!r}; E (usage event) and Z (end of epoch) are known")
 
 
 def fold(batches: Iterable[Batch]) -> Folded:
@@ -155,7 +144,7 @@ def fold(batches: Iterable[Batch]) -> Folded:
 
 def _fold_one(folded: Folded, epoch: bytes, seq: int, payload: bytes) -> None:
     try:
-        record = decode(payload)
+        record = decode(payload)  # raises BadRecord, a ValueError
         if isinstance(record, EpochEnd):
             _fold_end(folded, epoch, record.calls)
             return
@@ -164,7 +153,7 @@ def _fold_one(folded: Folded, epoch: bytes, seq: int, payload: bytes) -> None:
         key = (epoch, record.call)
         digest = digest_of(payload)
         row = row_of(epoch, record, digest)
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+    except (ValueError, RecursionError) as error:
         folded.quarantined.append(Quarantined(epoch, seq, payload, str(error)))
         return
     old = folded.rows.get(key)
