@@ -298,6 +298,22 @@ static jrn_place jrn_walk(const jrn_segment *segments, int count, uint32_t seed,
     return place;
 }
 
+static int jrn_mend_visit(void *context, const jrn_record *record) {
+    jrn_segment_head *head = context;
+    if (!head->first_seq) head->first_seq = record->seq;
+    head->last_seq = record->seq;
+    return 0;
+}
+
+/* A new header for a segment that has lost its own: first and last are what can be read. */
+static void jrn_mend(jrn_segment segment, const uint8_t epoch[16], uint64_t index) {
+    jrn_segment_head fresh = {0};
+    memset(segment.base, 0, sizeof fresh);
+    jrn_walk(&segment, 1, jrn_seed(epoch), 0, UINT64_MAX, jrn_mend_visit, &fresh);
+    memcpy(segment.base, &fresh, sizeof fresh);
+    jrn_segment_begin(segment, epoch, index);
+}
+
 /* Zeroes what is not zero from `offset` on: only foreign pages are made dirty. */
 static void jrn_wipe(jrn_segment segment, uint64_t offset) {
     for (uint64_t *word = (uint64_t *)(segment.base + offset), *end = (uint64_t *)(segment.base + segment.size);

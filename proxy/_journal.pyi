@@ -23,10 +23,16 @@ def slots_bytes(slots: int) -> int:
     """Size of a slots file."""
 
 class Segment:
-    """One segment file, mapped. Owns `fd`. With `epoch` an empty, zeroed file becomes segment `index`."""
+    """One segment file, mapped. Owns `fd`.
+
+    With `epoch` an empty, zeroed file becomes segment `index`. With `mend` too, an existing file whose header is lost
+    gets a new one, made from the records that can be read. Raises Malformed, OSError.
+    """
 
     fd: int
-    def __init__(self, fd: int, epoch: bytes | None = None, index: int = 0, writable: bool = True) -> None: ...
+    def __init__(
+        self, fd: int, epoch: bytes | None = None, index: int = 0, *, writable: bool = True, mend: bool = False
+    ) -> None: ...
     @property
     def index(self) -> int: ...
     @property
@@ -83,7 +89,7 @@ class Slot:
 class Slots:
     """The slots file of one epoch, mapped. The descriptor stays the caller's, with the lock on it."""
 
-    def __init__(self, fd: int, writable: bool = True) -> None: ...
+    def __init__(self, fd: int, *, writable: bool = True) -> None: ...
     @staticmethod
     def format(fd: int, epoch: bytes, column: int, slots: int, segment_bytes: int, created_us: int) -> None:
         """Writes the header of a zeroed file of `slots_bytes(slots)` bytes."""

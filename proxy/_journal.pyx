@@ -79,6 +79,7 @@ cdef extern from "_journal.h":
     uint32_t jrn_seed(const uint8_t*)
     uint64_t jrn_space(uint64_t)
     void jrn_segment_begin(jrn_segment, const uint8_t*, uint64_t)
+    void jrn_mend(jrn_segment, const uint8_t*, uint64_t)
     void jrn_use(jrn*, jrn_segment)
     int jrn_fits(const jrn*, uint64_t)
     void jrn_append(jrn*, uint64_t, const void*, uint64_t)
@@ -147,8 +148,7 @@ cdef class Segment:
     cdef jrn_segment_head* head
     cdef readonly int fd
 
-    def __cinit__(self, int fd, bytes epoch=None, uint64_t index=0, bint writable=True):
-        """With `epoch` an empty, zeroed file becomes segment `index`; without, the file must be one already."""
+    def __cinit__(self, int fd, bytes epoch=None, uint64_t index=0, *, bint writable=True, bint mend=False):
         self.fd = fd
         cdef uint64_t size = os.fstat(fd).st_size
         if size < JRN_SEGMENT_HEAD_BYTES + JRN_SPACE_MAX:
@@ -157,7 +157,9 @@ cdef class Segment:
         self.at.base = self.mapping.base
         self.at.size = size
         self.head = jrn_segment_headof(self.at)
-        if epoch is not None:
+        if mend and self.head.magic != JRN_SEGMENT_MAGIC:
+            jrn_mend(self.at, <const uint8_t*>PyBytes_AS_STRING(epoch), index)
+        elif epoch is not None and not mend:
             jrn_segment_begin(self.at, <const uint8_t*>PyBytes_AS_STRING(epoch), index)
         if self.head.magic != JRN_SEGMENT_MAGIC or self.head.format != JRN_FORMAT:
             raise Malformed(f"not a journal segment of format {JRN_FORMAT}: it says format {self.head.format}")
@@ -318,7 +320,7 @@ cdef class Slots:
     cdef Mapping mapping
     cdef jrn j
 
-    def __cinit__(self, int fd, bint writable=True):
+    def __cinit__(self, int fd, *rest, bint writable=True):
         cdef uint64_t size = os.fstat(fd).st_size
         if size < JRN_SLOTS_HEAD_BYTES:
             raise Malformed(f"a slots file of {size} bytes is shorter than its header")

@@ -17,7 +17,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("judgement", ("policy", "dialects", "tokens", "record", "route", "authorise", "flush.fold", "_scan", "settings")),
     (
         "adapters",
-        ("_journal", "journal", "_wire", "store", "identity", "upstreams", "telemetry", "locks", "places"),
+        ("_journal", "journal", "epochs", "_wire", "store", "identity", "upstreams", "telemetry", "locks", "places"),
     ),
     ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "house")),
     ("stories", ("journey", "flush")),
