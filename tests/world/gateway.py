@@ -160,7 +160,9 @@ class Gateway:
                 print(self.stderr(), file=sys.stderr)
 
     def start(self) -> None:
-        """Starts whatever part does not run, and waits until Weir is ready."""
+        """Brings the database to the newest schema, starts whatever part does not run, and waits until Weir is ready."""
+        if not self.parts:
+            self.migrate()
         self.start_part("proxy")
         wait_for("the proxy's /readyz", lambda: self.part_runs("proxy") and self.ready())
         for number in range(self.flushers):
@@ -206,6 +208,15 @@ class Gateway:
         for part in self.parts.values():
             part.wait(20)
         self.parts.clear()
+
+    def migrate(self) -> None:
+        """What `weir run` does first: the parts alone refuse an older schema."""
+        code = "import asyncio, sys; from proxy.store.migrate import migrate; asyncio.run(migrate(sys.argv[1]))"
+        url = self.database or f"sqlite:///{self.data / 'weir.db'}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, url], cwd=self.root, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
 
     # === asking it ===
 

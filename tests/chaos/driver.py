@@ -1,0 +1,290 @@
+"""The exactly-once driver: mixed traffic through a whole Weir while its parts are killed and frozen, then the books.
+
+    python -m tests.chaos.driver [--requests N] [--seed N] [--variant sqlite|redis|forgetful] [--workers N]
+
+It ends with a report: what was done to the parts, how calls ended, and every finding of `ledger.check`. The seed decides
+the traffic and the order and times of the blows; what the machine makes of them is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tests.servers import PostgresServer, RedisServer
+from tests.world.gateway import ROOT, Gateway, alive
+from tests.world.ledger import Seen, check
+from tests.world.process import UpstreamProcess
+
+Variant = Literal["sqlite", "redis", "forgetful"]  # SQLite alone; Redis (AOF) + PostgreSQL; Redis without persistence
+QUIET_SECONDS_MAX = 90.0  # from the last blow until every call must have its row
+
+
+class Report(NamedTuple):
+    """What a run found out."""
+
+    seed: int
+    requests: int
+    asked_upstream: int
+    rows: int
+    seconds: float
+    blows: Counter[str]
+    endings: Counter[str]
+    findings: list[str]
+
+    def __str__(self) -> str:
+        lines = [
+            f"seed {self.seed}: {self.requests} requests, {self.asked_upstream} reached the upstream, "
+            f"{self.rows} rows, {self.seconds:.0f} s",
+            "blows: " + ", ".join(f"{name} {count}" for name, count in sorted(self.blows.items())),
+            "calls ended: " + ", ".join(f"{name} {count}" for name, count in sorted(self.endings.items())),
+            f"findings: {len(self.findings)}",
+            *self.findings[:40],
+        ]
+        return "\n".join(lines)
+
+
+class Chaos:
+    """One run. `weights` says which blows fall, and how often relative to each other."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        variant: Variant = "sqlite",
+        requests: int = 5000,
+        seed: int = 1,
+        workers: int = 2,
+        clients: int = 1,
+        concurrency: int = 48,
+        pause: tuple[float, float] = (0.1, 0.9),
+        weights: Mapping[str, float] | None = None,
+        root: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.variant = variant
+        self.requests = requests
+        self.seed = seed
+        self.workers = workers
+        self.clients = clients
+        self.concurrency = concurrency
+        self.pause = pause
+        self.random = random.Random(seed)
+        self.blows: Counter[str] = Counter()
+        self.findings: list[str] = []
+        self.root = root
+        self.env = dict(env or {})
+        self.redis: RedisServer | None = None
+        self.postgres: PostgresServer | None = None
+        self.weir: Gateway
+        self.later: list[tuple[float, Callable[[], None]]] = []  # thaws and restarts that are due
+        with_stores = {"kill redis": 1.0, "freeze redis": 1.0, "kill flush": 2.0, "freeze flush": 1.0}
+        with_stores |= {"kill postgres": 0.5, "stop postgres": 0.5, "freeze postgres": 0.5}
+        usual = {"kill worker": 5.0, "freeze worker": 2.0, "kill keeper": 2.0, "freeze keeper": 1.0, "kill proxy": 0.7}
+        self.weights = dict(weights if weights is not None else usual | (with_stores if variant != "sqlite" else {}))
+
+    # === the run ===
+
+    def run(self) -> Report:
+        """Traffic and blows, quiet, the check. Findings are returned, not raised."""
+        began = time.monotonic()
+        ledger = self.directory / "ledger"
+        with contextlib.ExitStack() as stack:
+            upstream = stack.enter_context(UpstreamProcess(ledger))
+            redis_url = database_url = None
+            if self.variant != "sqlite":
+                self.redis = stack.enter_context(RedisServer("none" if self.variant == "forgetful" else "aof"))
+                self.postgres = stack.enter_context(PostgresServer())
+                redis_url = self.redis.url
+                database_url = self.postgres.url(self.postgres.create_database())
+            self.weir = Gateway(
+                self.directory,
+                upstream.url,
+                workers=self.workers,
+                redis=redis_url,
+                database=database_url,
+                flushers=2 if redis_url else 0,
+                root=self.root,
+                env=self.env,
+            )
+            with self.weir:
+                clients = [self._client(number) for number in range(self.clients)]
+                try:
+                    while any(client.poll() is None for client in clients):
+                        self._step()
+                finally:
+                    for client in clients:
+                        client.kill()
+                        client.wait()
+                self._heal()
+                self.findings += [
+                    f"a client ended with {client.returncode}" for client in clients if client.returncode not in (0, -9)
+                ]
+                upstream.wait_idle(60)
+                rows = self._settle(upstream)
+                endings = Counter(str(row["termination"]) for row in rows)
+                asked = sum(event["event"] == "request" for event in upstream.events())
+                try:
+                    self.weir.assert_at_rest(60)
+                except AssertionError as error:
+                    self.findings.append(f"not at rest: {error}")
+        seconds = time.monotonic() - began
+        return Report(self.seed, self.requests, asked, len(rows), seconds, self.blows, endings, self.findings)
+
+    def _client(self, number: int) -> subprocess.Popen[bytes]:
+        share = self.requests // self.clients + (number < self.requests % self.clients)
+        values = {
+            "port": self.weir.port,
+            "key": self.weir.key,
+            "requests": share,
+            "seed": self.seed * 1000 + number,
+            "concurrency": self.concurrency,
+            "name": f"c{number}",
+            "out": self.directory / f"client-{number}",
+        }
+        arguments = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+        return subprocess.Popen([sys.executable, "-m", "tests.chaos.client", *arguments], cwd=ROOT)
+
+    def seen(self) -> dict[str, Seen]:
+        """What all clients received, by request id."""
+        found = {}
+        for path in self.directory.glob("client-*"):
+            for line in path.read_text().splitlines():
+                said = json.loads(line)
+                found[said.pop("id")] = Seen(**said)
+        return found
+
+    def _settle(self, upstream: UpstreamProcess) -> list[dict[str, object]]:
+        """Waits until the property holds, or for QUIET_SECONDS_MAX, and keeps what is still found then."""
+        deadline = time.monotonic() + QUIET_SECONDS_MAX
+        while True:
+            rows = self.weir.rows()
+            findings = check(upstream.events(), rows, self.seen())
+            # What is lost may still come; what is doubled or wrong stays so.
+            if not any(finding.startswith("lost") for finding in findings) or time.monotonic() > deadline:
+                self.findings += findings
+                return rows
+            time.sleep(1)
+
+    # === blows ===
+
+    def _step(self) -> None:
+        """One blow, then a pause in which whatever is due is thawed or started again."""
+        name = self.random.choices(list(self.weights), list(self.weights.values()))[0] if self.weights else ""
+        how, _, part = name.partition(" ")
+        if part in ("redis", "postgres"):
+            self._blow_server(how, part, name)
+        elif part:
+            self._blow_part(how, part, name)
+        until = time.monotonic() + self.random.uniform(*self.pause)
+        while time.monotonic() < until:
+            now = time.monotonic()
+            due = [work for at, work in self.later if at <= now]
+            self.later = [entry for entry in self.later if entry[0] > now]
+            for work in due:
+                work()
+            self._restart_parts()
+            time.sleep(0.05)
+
+    def _blow_part(self, how: str, part: str, name: str) -> None:
+        pids = sorted(self.weir.processes(part))
+        if not pids:
+            return
+        pid = self.random.choice(pids)
+        seconds = self.random.choice((0.05, 0.3, 1.0, 2.0, 7.0))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+            self.blows[name] += 1
+        if how == "freeze":
+            self.later.append((time.monotonic() + seconds, lambda: self._thaw(pid)))
+
+    @staticmethod
+    def _thaw(pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)
+
+    def _blow_server(self, how: str, part: str, name: str) -> None:
+        server = self.redis if part == "redis" else self.postgres
+        if server is None or server.process is None or any(work.__name__ == part for _, work in self.later):
+            return
+        self.blows[name] += 1
+
+        def again() -> None:
+            if server.process is None:
+                server.start()
+            else:
+                server.thaw()
+
+        again.__name__ = part  # one blow at a time falls on each server
+        {"kill": server.kill, "stop": server.stop, "freeze": server.freeze}[how]()
+        self.later.append((time.monotonic() + self.random.choice((0.1, 0.5, 1.5, 3.0)), again))
+
+    def _restart_parts(self) -> None:
+        """Starts again what an operator's init system would: the supervisor and the flushers."""
+        for name, process in list(self.weir.parts.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            if code not in (-signal.SIGKILL, 1):
+                self.findings.append(f"weir {name} ended by itself with {code}: {self.weir.stderr(600)}")
+            self.blows[f"(restart {name.partition('-')[0]})"] += 1
+            verb, _, number = name.partition("-")
+            self.weir.start_part(verb, int(number or 0))
+
+    def _heal(self) -> None:
+        """No more blows: everything runs again."""
+        for _, work in self.later:
+            work()
+        self.later.clear()
+        for pid in self.weir.processes():
+            self._thaw(pid)
+        deadline = time.monotonic() + 60
+        while not self.weir.ready():
+            self._restart_parts()
+            if time.monotonic() > deadline:
+                self.findings.append(f"not ready within 60 s of the last blow: {self.weir.stderr()}")
+                return
+            time.sleep(0.1)
+        self._restart_parts()
+
+
+def main() -> int:
+    """One run from the command line; 1 when it finds something."""
+    parser = argparse.ArgumentParser(description="Kills and freezes a whole Weir under traffic and checks its books.")
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--variant", choices=("sqlite", "redis", "forgetful"), default="sqlite")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--clients", type=int, default=1)
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="weir-chaos-") as directory:
+        report = Chaos(
+            Path(directory),
+            variant=options.variant,
+            requests=options.requests,
+            seed=options.seed,
+            workers=options.workers,
+            clients=options.clients,
+        ).run()
+    print(report)
+    return 1 if report.findings else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
