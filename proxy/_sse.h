@@ -15,7 +15,7 @@
 
 #include "_json.h"
 
-#define WEIR_MODEL_BYTES 128 /* bounds.MODEL_BYTES_MAX, checked at import */
+#define WEIR_MODEL_BYTES 96 /* at least bounds.MODEL_BYTES_MAX; a longer name is cut */
 #define WEIR_TAIL_BYTES_KEPT 4096 /* a larger tail is given back after its block: thousands of streams are open */
 
 static Py_ssize_t weir_block_held_max;   /* bounds.FRAME_BYTES_HELD_MAX */
