@@ -13,6 +13,7 @@ import stat
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -285,7 +286,12 @@ class Log:
 
 def timestamp(wall_us: int) -> str:
     """RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(wall_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{wall_us // 1000 % 1000:03d}Z"
+    return f"{_second(wall_us // 1_000_000)}{wall_us // 1000 % 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
 
 
 def _plain(text: str) -> str:
