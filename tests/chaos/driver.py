@@ -2,14 +2,13 @@
 
     python -m tests.chaos.driver [--requests N] [--seed N] [--variant sqlite|redis|forgetful] [--workers N]
 
-It ends with a report: what was done to the parts, how calls ended, and every finding of `ledger.check`. The seed decides
-the traffic and the order and times of the blows; what the machine makes of them is its own.
+It ends with a report: what was done to the parts, how calls ended, and every finding of `ledger.check`. The seed
+decides the traffic and the order and times of the blows; what the machine makes of them is its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os

@@ -160,7 +160,7 @@ class Gateway:
                 print(self.stderr(), file=sys.stderr)
 
     def start(self) -> None:
-        """Brings the database to the newest schema, starts whatever part does not run, and waits until Weir is ready."""
+        """Brings the database to the newest schema, starts what does not run, and waits until Weir is ready."""
         if not self.parts:
             self.migrate()
         self.start_part("proxy")
