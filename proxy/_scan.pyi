@@ -1,12 +1,17 @@
-"""Reading bytes in C, with no I/O: a request's head, a request's body, a stream's frames. Bytes in, facts out."""
+"""Reading bytes in C, with no I/O: a request's head, a request's body, a stream's frames. Bytes in, facts out.
+
+Nothing here builds a JSON tree: every function walks its bytes once and allocates only what it returns.
+"""
 
 class BadHead(Exception):
-    """args: (code of errors.KINDS, detail)."""
+    """args: (code of errors.KINDS, detail). A detail is printable ASCII, at most 64 characters of a client's own."""
 
 class Head:
-    """What Weir needs of a request's headers, read in one pass over aiohttp's raw_headers."""
+    """What Weir needs of a request's headers, read in one pass over aiohttp's raw_headers. Values are without outer
+    blanks.
+    """
 
-    authorization: bytes | None  # the value after "Bearer " (any case), or of x-api-key / api-key; None without one
+    authorization: bytes | None  # the token after "Bearer " (any case), or of x-api-key / api-key; None without one
     content_type: bytes | None
     content_length: int  # -1 without one
     chunked: bool
@@ -15,66 +20,160 @@ class Head:
     tenant: bytes | None  # X-Tenant-ID
     host: bytes | None
     tag: bytes | None  # the value of the header named by `tag_header`
-    forward: bytes  # header lines to send upstream: the allow-list of reliability.md 2.2, each "name: value\r\n"
+    forward: bytes  # header lines to send upstream, each "name: value\r\n" with the name in lower case
 
 def read_head(raw_headers: tuple[tuple[bytes, bytes], ...], tag_header: bytes = b"") -> Head:
-    """Judges and reads. Raises BadHead for doubled Authorization/Content-Type/Host/X-Tenant-ID/Expect/X-Request-ID, two
-    different credentials, a Transfer-Encoding that is not exactly `chunked`, a Content-Encoding other than identity
-    (code compressed_body), a Host with characters that no host has. Header names with `_` are never forwarded.
+    """Judges and reads. `tag_header` is a header's name in any case; a header that carries credentials is never a tag.
+
+    Forwarded: content-type, accept, openai-beta, traceparent, tracestate, unless empty, not ASCII, or named in
+    Connection (RFC 9110, 7.6.1). Names are compared in any case of ASCII letters; `_` is not `-`.
+
+    Raises BadHead. bad_header: a doubled Authorization, x-api-key, api-key, Content-Type, Content-Length, Host,
+    X-Tenant-ID, Expect, X-Request-ID or tag; credentials that disagree (equal ones may stand side by side, another
+    scheme than Bearer is no credential); CR, LF or NUL in any value; a Content-Length that is no number, or beside
+    Transfer-Encoding (RFC 9112, 6.1); a Host with characters other than letters, digits and -._:[].
+    unsupported_transfer_coding: a Transfer-Encoding other than `chunked`. compressed_body: a Content-Encoding other
+    than `identity`.
     """
 
 class BadBody(Exception):
     """args: (code of errors.KINDS, detail, param or None)."""
 
 class Peek:
-    """The governed facts of a JSON body and where they stand in it. Spans are [start, end) offsets, (-1, -1) when absent."""
+    """The governed facts of a JSON body and where they stand in it. Spans are [start, end) offsets, (-1, -1) when
+    absent.
+    """
 
-    model: str | None
-    model_span: tuple[int, int]  # of the value, quotes included
-    stream: bool
-    usage_asked: bool  # stream_options.include_usage is true
-    stream_options_span: tuple[int, int]  # of the value
-    include_usage_span: tuple[int, int]  # of the value
-    user: str | None
-    answer_tokens: int  # max_completion_tokens, else max_tokens, else max_output_tokens; -1 without one
-    choices: int  # n, 1 without one
-    text_bytes: int  # decoded bytes of text in messages/prompt/input/tools (keys of tools included), without images
-    images: int  # data: and image_url values
-    token_ids: int  # numbers inside prompt/input given as token arrays
-    messages: int  # elements of `messages`
-    end: int  # offset of the object's closing brace
+    @property
+    def model(self) -> str | None:
+        """A name longer than MODEL_BYTES_MAX is cut, but still longer than that."""
+    @property
+    def model_span(self) -> tuple[int, int]:
+        """Of the value, quotes included."""
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def usage_asked(self) -> bool:
+        """Whether stream_options.include_usage is true."""
+    @property
+    def stream_options_span(self) -> tuple[int, int]:
+        """Of the value."""
+    @property
+    def include_usage_span(self) -> tuple[int, int]:
+        """Of the value."""
+    @property
+    def user(self) -> str | None:
+        """Cut to whole characters within USER_BYTES_MAX."""
+    @property
+    def answer_tokens(self) -> int:
+        """max_completion_tokens, else max_tokens, else max_output_tokens; -1 without one."""
+    @property
+    def choices(self) -> int:
+        """`n`, 1 without one."""
+    @property
+    def text_bytes(self) -> int:
+        """Decoded bytes of the prompt's text; `peek` says which."""
+    @property
+    def images(self) -> int: ...
+    @property
+    def token_ids(self) -> int:
+        """Numbers inside prompt or input given as token arrays."""
+    @property
+    def messages(self) -> int:
+        """Elements of `messages`."""
+    @property
+    def end(self) -> int:
+        """Offset of the object's closing brace."""
 
 def peek(body: bytes) -> Peek:
-    """Strict RFC 8259 over the whole body (valid UTF-8, no BOM, no NaN, depth <= JSON_DEPTH_MAX, one top-level object).
+    """Strict RFC 8259 over the whole body: valid UTF-8, no BOM, no NaN, no lone surrogate, no number that overflows a
+    double, depth <= JSON_DEPTH_MAX, one top-level object. It accepts what orjson accepts, within that depth.
 
-    Raises BadBody: bad_json (with the offset), duplicate_key for a governed top-level key or one inside stream_options
-    that stands twice, also when spelt with escapes or another case of ASCII letters; bad_value for a governed key of the wrong type
-    (model not a string, stream not a boolean or null, n not an integer in 1..128, answer limits not integers >= 0 or null, ...).
-    Governed: model, stream, stream_options, max_tokens, max_completion_tokens, max_output_tokens, n, user.
+    Governed keys: model, stream, stream_options with its include_usage and include_obfuscation, max_tokens,
+    max_completion_tokens, max_output_tokens, n, user. What Weir reads there the upstream must read too, and parsers
+    differ: some take the first of two keys, some the last, some any case of letters (Go's encoding/json, U+017F and
+    U+212A included).
+
+    Raises BadBody. bad_json, with the offset. duplicate_key: a governed key that stands twice, in whatever escapes or
+    case. bad_value: a governed key in another case only, or a value of the wrong type: model is a string; user a
+    string or null; stream, include_usage and include_obfuscation booleans or null; stream_options an object or null;
+    n an integer from 1 to 128 or null; the limits integers from 0 to 2**40 or null; U+0000 in model or user, which
+    databases do not store.
+
+    text_bytes, an estimate's base that an exact count may replace, are decoded bytes of
+    - strings under content, text, name, arguments, refusal, reasoning, reasoning_content, output and (of a custom
+      tool) input, at any depth in `messages`, `prompt` and `input`; of `prompt`, `suffix`, `input` and `instructions`
+      also the strings that are the value itself or elements of it;
+    - every string and every key in `tools`, `functions` and `response_format`.
+    An `image_url` is one image and no text; input_audio and file are neither: base64 is no text.
     """
 
 def with_usage(body: bytes, facts: Peek, model: bytes | None) -> bytes:
-    """The body with stream_options.include_usage true and, when given, `model` (JSON string literal, quotes included) in
-    place of the model's value. Only those bytes change. Either edit may already hold; the body itself is then returned.
+    """The body with stream_options.include_usage true and, when given, `model` (JSON string literal, quotes included)
+    in place of the model's value. Only those bytes change. Either edit may already hold; the body itself is then
+    returned. `facts` must be of this body: ValueError where that is plainly not so, or where there is no model to
+    replace.
     """
 
 def with_model(body: bytes, facts: Peek, model: bytes) -> bytes:
-    """The body with another model value; nothing else changes."""
+    """The body with another model value; nothing else changes. Errors as `with_usage`."""
 
 class Frames:
-    """Scans an SSE byte stream cut anywhere. Accepts \\n, \\r\\n and \\r line ends and a leading BOM. Never raises for content.
+    """Scans an SSE byte stream cut anywhere (WHATWG HTML, 9.2.6): \\n, \\r\\n and \\r line ends, a leading BOM,
+    comments, several data lines. Never raises for content; the facts do not depend on the cuts.
 
-    `_wire` uses the C form (see _scan.pxd); this face is for tests and tools.
+    `_wire` uses the C form (see _scan.pxd); this face is for tests and tools. A stream uses `feed` or `take`, not both.
+
+    A frame's facts count only when its data is one well-formed JSON object (NaN and Infinity are let pass: Python's
+    json writes them). A frame longer than FRAME_BYTES_PARSED_MAX is counted and not read. Text inside a string is
+    text, whatever it looks like.
     """
 
-    def feed(self, data: bytes) -> None: ...
-    frames: int  # complete frames so far (blocks ended by a blank line that held at least one data line)
-    text_bytes: int  # decoded bytes of generated text in them: every choices[].delta content/refusal/reasoning_content/tool-call arguments, choices[].text
-    usage_frames: list[bytes]  # the data of frames with a top-level `usage` object, as they stood (tests only)
-    usage: tuple[int, int, int, int, int] | None  # prompt, cached, completion, reasoning, audio of the last valid one; a negative, fractional or > 2**40 figure makes the whole object ignored
-    model: str  # top-level "model" of the first frame that has one
-    done: bool  # [DONE] seen
-    error: bool  # a frame with a top-level `error` object seen
+    def feed(self, data: bytes) -> None:
+        """Reads on; the caller forwards the bytes itself."""
+    def take(self, data: bytes) -> bytes:
+        """Reads on and returns the bytes to forward: all but usage frames and an incomplete last frame. `data` itself
+        when that is all of it. A usage frame has `choices: []` and a `usage` object and no error, and is no longer
+        than FRAME_BYTES_HELD_MAX; a longer one is passed on in parts. Comments and blank lines between frames are
+        never held.
+        """
+    def rest(self) -> bytes:
+        """The stream has ended: what is still held and must be forwarded. A last frame without its blank line is
+        counted if it can be read, as the official SDKs read it; a usage frame is hidden even so.
+        """
+    @property
+    def frames(self) -> int:
+        """Complete frames so far: blocks ended by a blank line that held at least one data line. Hidden ones
+        included.
+        """
+    @property
+    def hidden(self) -> int:
+        """Frames that `take` removed."""
+    @property
+    def held(self) -> int:
+        """Bytes that `take` keeps back now."""
+    @property
+    def text_bytes(self) -> int:
+        """Decoded bytes of generated text: content, refusal, reasoning and tool-call arguments of every choice's
+        delta or message, and choices[].text. Reasoning that stands under both of its names counts once.
+        """
+    @property
+    def usage(self) -> tuple[int, int, int, int, int] | None:
+        """(prompt, cached, completion, reasoning, audio) of the last valid top-level `usage`. A negative or
+        fractional figure, or one above 2**40, makes the object ignored, and so does the lack of prompt_tokens; other
+        absent or null figures are 0. Cached is at most prompt, reasoning and audio at most completion.
+        """
+    @property
+    def model(self) -> str:
+        """Top-level `model` of the first frame that has one that is not empty, at most 128 bytes."""
+    @property
+    def done(self) -> bool:
+        """[DONE] was seen."""
+    @property
+    def error(self) -> bool:
+        """A frame with a top-level `error` was seen that an SDK raises for: an object, or a string that is not empty."""
 
 def read_answer(body: bytes) -> tuple[tuple[int, int, int, int, int] | None, str, int]:
-    """A whole JSON answer: (usage as above or None, model, text_bytes of choices[].message.content/refusal/tool-call arguments/choices[].text)."""
+    """(usage, model, text_bytes) of a whole JSON answer, each as in `Frames`; (None, "", 0) when it is no JSON
+    object.
+    """

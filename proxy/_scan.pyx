@@ -200,6 +200,8 @@ def read_head(tuple raw_headers not None, bytes tag_header not None=b"") -> Head
     cdef unsigned met = 0, hop = 0
     cdef weir_line[FORWARD_LINES_MAX] line
     for name, value in raw_headers:
+        if name is None or value is None:
+            raise TypeError("header names and values must be bytes")
         q = <const uint8_t*>PyBytes_AS_STRING(name)
         name_bytes = PyBytes_GET_SIZE(name)
         p = <const uint8_t*>PyBytes_AS_STRING(value)
@@ -414,19 +416,22 @@ def with_usage(bytes body not None, Peek facts not None, bytes model) -> bytes:
 
 cdef int check_body(bytes body, Peek facts) except -1:
     """The spans must lie in this body; a wrong one would be read past its end."""
-    if facts.k.end >= PyBytes_GET_SIZE(body) or body[facts.k.end] != c"}":
+    if facts.k.end == 0 or facts.k.end >= PyBytes_GET_SIZE(body) or body[facts.k.end] != c"}":
         raise ValueError("these facts are of another body")
     return 0
 
 
 cpdef bytes with_model(bytes body, Peek facts, bytes model):
     """The body with another model value; nothing else changes."""
-    cdef weir_span at = facts.k.span[WEIR_MODEL]
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(model)
+    cdef weir_span at
+    cdef Py_ssize_t size
+    if body is None or facts is None or model is None:
+        raise TypeError("body, facts and model must be given")
+    at = facts.k.span[WEIR_MODEL]
+    size = PyBytes_GET_SIZE(model)
     if at.start < 0:
         raise ValueError("the body names no model")
-    if at.end > PyBytes_GET_SIZE(body):
-        raise ValueError("these facts are of another body")
+    check_body(body, facts)
     if at.end - at.start == size and not memcmp(PyBytes_AS_STRING(body) + at.start, PyBytes_AS_STRING(model), size):
         return body
     return splice(body, at.start, at.end, model)
@@ -451,6 +456,8 @@ cdef class Frames:
         weir_feed(&self.s, data, n, NULL)
 
     cpdef bytes take(self, bytes data):
+        if data is None:
+            raise TypeError("data must be bytes")
         cdef weir_out out = weir_out(bytes=NULL, room=self.s.held + PyBytes_GET_SIZE(data))
         weir_feed(&self.s, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), &out)
         return weir_out_finish(&out, data)
@@ -508,6 +515,8 @@ cpdef tuple read_answer(bytes body):
     """The facts of a whole JSON answer; see `_scan.pyi`."""
     cdef weir_facts facts
     cdef uint8_t[WEIR_MODEL_BYTES] model
+    if body is None:
+        raise TypeError("body must be bytes")
     if not weir_answer(<const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), &facts):
         return (None, "", 0)
     name = ""
