@@ -37,7 +37,7 @@ class Principal(Struct, frozen=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of one call. Cached is part of prompt; reasoning and audio are part of completion (OpenAI's convention)."""
+    """Tokens of one call, by OpenAI's convention: cached is part of prompt, reasoning and audio of completion."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -196,7 +196,7 @@ class Route:
 
 
 class Call:
-    """One request on its way through the eight steps. Each step fills in what it found out; until then it is not there."""
+    """One request on its way through the eight steps. Each step fills in what it found out."""
 
     __slots__ = (
         "arrived_ns",

@@ -38,7 +38,7 @@ class Exchange(Protocol):
         """Writes one whole answer; with `close` the connection ends after it."""
 
     def paused(self, relay: Relay) -> None:
-        """The client reads too slowly and the relay has paused its upstream: resume it when the client has caught up."""
+        """The client reads too slowly and the relay paused its upstream: resume it when the client has caught up."""
 
     def abort(self) -> None:
         """Ends the connection at once, so that the client cannot take what it has for the whole."""

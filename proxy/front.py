@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web import BaseRequest
@@ -32,7 +32,7 @@ class _Written(web.StreamResponse):
 
     _kept = True
 
-    async def prepare(self, request: BaseRequest) -> None:  # type: ignore[override]
+    async def prepare(self, request: BaseRequest) -> None:
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -80,8 +80,8 @@ class AiohttpExchange:
         self.http10 = request.version.minor == 0
         self.close = front.draining or self.http10 or not request.keep_alive
         self.started = False
-        self.write = transport.write
-        self.buffered = transport.get_write_buffer_size
+        self.write: Callable[[bytes], object] = transport.write
+        self.buffered: Callable[[], int] = transport.get_write_buffer_size
 
     def body_now(self) -> bytes | None:
         body = self._body
@@ -124,7 +124,7 @@ class AiohttpExchange:
 
     async def _resume(self, relay: Relay) -> None:
         try:
-            await self._request.writer.drain()  # type: ignore[attr-defined]
+            await self._request.writer.drain()
         except ConnectionError:
             return  # the handler is told by its own cancellation
         relay.resume()
@@ -151,10 +151,9 @@ class Door(asyncio.Protocol):
         self.since = 0  # front ticks: when that began
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         if len(self._front.doors) >= bounds.CONNECTIONS_MAX:
-            transport.abort()
+            self.transport.abort()
         self.since = self._front.tick
         self._front.doors[self.inner] = self
         self.inner.connection_made(transport)

@@ -55,9 +55,9 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     )
     generation = epoch.arena.word(board.POLICY_GENERATION)  # before the file: a newer file is read again, never missed
     policy = read_policy(settings.data_dir)
-    store = await Store.open(settings.database, readonly=True)
+    store = Store.open(settings.database, readonly=True)
     await store.check_schema()
-    lines = Lines(settings.log_requests)
+    lines = Lines(settings.log_requests, epoch=epoch.epoch)
     epoch.on_sync(lines.flush)
     counters = Counters(settings.data_dir / "metrics", epoch.column)
     keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.key_by_digest)

@@ -1,4 +1,4 @@
-"""One worker: an event loop, the journey, nothing else. Started by the supervisor; ends when told to, or when it dies."""
+"""One worker: an event loop, the journey, nothing else. The supervisor starts it and tells it to end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("weir.worker")
 
 
 class Worker:
-    """The life of a worker: serve, beat, drain. `read_policy` returns the snapshot that now stands in the data directory."""
+    """The life of a worker: serve, beat, drain. `read_policy` returns the snapshot in the data directory."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Worker:
         beating = asyncio.create_task(self._beat())
         try:
             await self._ending.wait()
-            self._say(board.STATE, board.DRAINING_STATE)
+            self._say(board.STATE, board.DRAINING_WORKER)
             await self._drain(server)
         finally:
             beating.cancel()
@@ -76,7 +76,7 @@ class Worker:
     async def _drain(self, server: asyncio.Server) -> None:
         """Stops accepting, lets streams finish for `drain_seconds`, then ends what is left without a clean ending."""
         self._front.draining = True
-        # Connections queued on this place's socket are taken by the replacement that shares it, or by us until we close.
+        # What is queued on this place's socket is taken by the replacement that shares it, or by us until we close.
         await asyncio.sleep(bounds.HANDOVER_SECONDS)
         server.close()
         self._front.drain()
@@ -97,17 +97,17 @@ class Worker:
             self._say(board.CONNECTIONS, len(self._front.doors))
             self._say(board.STREAMS, self._house.sweeper.running())
             self._say(board.LOOP_LAG_US, self._house.sweeper.lag_us())
-            self._say(board.KEYS_SEEN, arena.word(board.KEYS_GENERATION))
+            self._say(board.COLUMN_KEYS_GENERATION, arena.word(board.KEYS_GENERATION))
             generation = arena.word(board.POLICY_GENERATION)
-            if generation != arena.column_word(arena.column, board.POLICY_SEEN):
+            if generation != arena.column_word(arena.column, board.COLUMN_POLICY_GENERATION):
                 try:
                     self._house.adopt(self._read_policy())
                 except Exception:
                     # The keeper wrote it and it compiled; whatever is wrong, the policy in use stays in use.
                     log.exception("the new policy could not be taken; the old one stays")
                 else:
-                    self._say(board.POLICY_SEEN, generation)
-            await asyncio.sleep(bounds.BEAT_SECONDS)
+                    self._say(board.COLUMN_POLICY_GENERATION, generation)
+            await asyncio.sleep(bounds.HEARTBEAT_SECONDS / 5)
 
     def _say(self, word: int, value: int) -> None:
         arena = self._house.arena
@@ -117,7 +117,7 @@ class Worker:
         """The first entry on the board: who this is, before it serves."""
         self._say(board.PID, os.getpid())
         self._say(board.PLACE, self._place)
-        self._say(board.POLICY_SEEN, generation)
+        self._say(board.COLUMN_POLICY_GENERATION, generation)
         self._say(board.HEARTBEAT_NS, now_ns())
         self._say(board.STATE, board.STARTING)
 

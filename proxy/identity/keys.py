@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 
 from proxy import board, bounds
 from proxy._fastpath import Arena, key_digest, key_well_formed
-from proxy.call import Principal
+from proxy.call import Grant, Principal
 from proxy.clock import wall_us
 from proxy.errors import Refusal
 from proxy.store.keys import KeyRow
@@ -57,7 +57,7 @@ class Known:
     def __init__(self, principal: Principal, generation: int) -> None:
         self.principal = principal
         self.generation = generation
-        self.grants: dict[tuple[str, str], object] = {}
+        self.grants: dict[tuple[str, str], Grant] = {}
         self.policy: object = None
 
 
@@ -75,7 +75,7 @@ def principal_of(row: KeyRow) -> Principal:
 
 
 class Keys:
-    """The keys a worker knows. An entry holds as long as the generation word stands where it stood before the look-up."""
+    """The keys a worker knows. An entry holds while the generation word stands where it stood before the look-up."""
 
     def __init__(self, arena: Arena, pepper: bytes, look_up: Callable[[bytes], Awaitable[KeyRow | None]]) -> None:
         self._arena = arena

@@ -82,7 +82,7 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
         models=args.model,
         seconds=_seconds(args.expires_in),
     )
-    store = await Store.open(process.database)
+    store = Store.open(process.database)
     try:
         await store.insert_key(row)
     finally:
@@ -95,7 +95,7 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
 
 
 async def _list(args: argparse.Namespace, process: Settings) -> None:
-    store = await Store.open(process.database, readonly=True)
+    store = Store.open(process.database, readonly=True)
     try:
         rows = await store.list_keys(args.tenant)
     finally:
@@ -111,7 +111,7 @@ async def _list(args: argparse.Namespace, process: Settings) -> None:
 
 
 async def _revoke(args: argparse.Namespace, process: Settings) -> None:
-    store = await Store.open(process.database)
+    store = Store.open(process.database)
     try:
         done = await store.revoke_key(args.key_id, wall_us())
     finally:
@@ -159,7 +159,7 @@ def replace_run_key(process: Settings, tenant: str) -> str:
 
     async def replace() -> str:
         secret, row = new_row(process, tenant, RUN_KEY_NAME, env="run", seconds=RUN_KEY_HOURS * 3600)
-        store = await Store.open(process.database)
+        store = Store.open(process.database)
         try:
             await store.revoke_keys_named(tenant, RUN_KEY_NAME, wall_us())
             await store.insert_key(row)
