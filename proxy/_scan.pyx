@@ -401,17 +401,14 @@ cdef bytes with_usage_only(bytes body, weir_peek* k):
     )
 
 
-def with_usage(bytes body not None, Peek facts not None, bytes model) -> bytes:
-    """The body with usage asked for and, when given, another model; see `_scan.pyi`."""
-    cdef weir_span at = facts.k.span[WEIR_MODEL]
-    cdef weir_span options = facts.k.span[WEIR_STREAM_OPTIONS]
-    check_body(body, facts)
-    if model is None:
-        return with_usage_only(body, &facts.k)
-    # From the back, so that the first edit moves nothing that the second needs.
-    if at.start > options.start >= 0:
-        return with_usage_only(with_model(body, facts, model), &facts.k)
-    return with_model(with_usage_only(body, &facts.k), facts, model)
+cdef bytes with_model_only(bytes body, weir_peek* k, bytes model):
+    cdef weir_span at = k.span[WEIR_MODEL]
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(model)
+    if at.start < 0:
+        raise ValueError("the body names no model")
+    if at.end - at.start == size and not memcmp(PyBytes_AS_STRING(body) + at.start, PyBytes_AS_STRING(model), size):
+        return body
+    return splice(body, at.start, at.end, model)
 
 
 cdef int check_body(bytes body, Peek facts) except -1:
@@ -421,20 +418,22 @@ cdef int check_body(bytes body, Peek facts) except -1:
     return 0
 
 
-cpdef bytes with_model(bytes body, Peek facts, bytes model):
-    """The body with another model value; nothing else changes."""
-    cdef weir_span at
-    cdef Py_ssize_t size
-    if body is None or facts is None or model is None:
-        raise TypeError("body, facts and model must be given")
-    at = facts.k.span[WEIR_MODEL]
-    size = PyBytes_GET_SIZE(model)
-    if at.start < 0:
-        raise ValueError("the body names no model")
+def with_usage(bytes body not None, Peek facts not None, bytes model) -> bytes:
+    """The body with usage asked for and, when given, another model; see `_scan.pyi`."""
+    cdef Py_ssize_t model_at = facts.k.span[WEIR_MODEL].start, options_at = facts.k.span[WEIR_STREAM_OPTIONS].start
     check_body(body, facts)
-    if at.end - at.start == size and not memcmp(PyBytes_AS_STRING(body) + at.start, PyBytes_AS_STRING(model), size):
-        return body
-    return splice(body, at.start, at.end, model)
+    if model is None:
+        return with_usage_only(body, &facts.k)
+    # From the back, so that the first edit moves nothing that the second needs.
+    if model_at > options_at >= 0:
+        return with_usage_only(with_model_only(body, &facts.k, model), &facts.k)
+    return with_model_only(with_usage_only(body, &facts.k), &facts.k, model)
+
+
+def with_model(bytes body not None, Peek facts not None, bytes model not None) -> bytes:
+    """The body with another model value; nothing else changes."""
+    check_body(body, facts)
+    return with_model_only(body, &facts.k, model)
 
 
 # === an answer ===
