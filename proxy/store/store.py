@@ -6,9 +6,23 @@ from proxy.store.database import BadData, SchemaMismatch, StoreUnavailable
 from proxy.store.keys import KeyRow, Keys
 from proxy.store.migrate import migrate
 from proxy.store.persist import Persisted, Persisting
+from proxy.store.usage import Filters, Report, Reports
+from proxy.store.verify import Finding, Verified, Verifying
 
-__all__ = ["BadData", "KeyRow", "Persisted", "SchemaMismatch", "Store", "StoreUnavailable", "migrate"]
+__all__ = [
+    "BadData",
+    "Filters",
+    "Finding",
+    "KeyRow",
+    "Persisted",
+    "Report",
+    "SchemaMismatch",
+    "Store",
+    "StoreUnavailable",
+    "Verified",
+    "migrate",
+]
 
 
-class Store(Keys, Persisting):
+class Store(Keys, Persisting, Reports, Verifying):
     """Everything that is asked of the database, on one engine."""
