@@ -72,7 +72,7 @@ cdef class Connection:
 cdef class Sweeper:
     cdef object _loop, _timer, _tick
     cdef list _relays
-    cdef int64_t _due_ns, _lag_ns
+    cdef int64_t _due_ns, _lag_ns, _stall_ns
     cdef bint _skipped
 
     cdef int drop(self, Relay relay) except -1

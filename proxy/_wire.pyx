@@ -61,7 +61,6 @@ cdef int64_t HEAD_MAX = bounds.UPSTREAM_HEAD_BYTES_MAX
 cdef int64_t ERROR_BODY_MAX = bounds.ERROR_BODY_BYTES_MAX
 cdef int64_t PARSED_MAX = bounds.ANSWER_BYTES_PARSED_MAX
 cdef int64_t CLIENT_BUFFER_MAX = bounds.CLIENT_BUFFER_BYTES_MAX
-cdef int64_t STALL_NS = <int64_t>(bounds.CLIENT_STALL_SECONDS_MAX * 1_000_000_000)
 cdef int64_t UPSTREAM_IDLE_NS = <int64_t>(bounds.UPSTREAM_IDLE_SECONDS_MAX * 1_000_000_000)
 cdef double SWEEP_SECONDS = bounds.SWEEP_SECONDS
 cdef int64_t SWEEP_NS = <int64_t>(bounds.SWEEP_SECONDS * 1_000_000_000)
@@ -421,6 +420,7 @@ cdef class Relay:
     cdef int finish(self, int ending, str detail) except -1:
         """The relay is over. Everything it held goes back, then `done` is resolved; a second call does nothing."""
         cdef Connection connection = self._connection
+        cdef Sweeper sweeper = self._sweeper
         if self.ending != RUNNING:
             return 0
         if self._collecting:
@@ -432,8 +432,8 @@ cdef class Relay:
         if detail is not None and not self.detail:
             self.detail = detail
         self._connection = None
-        if self._sweeper is not None:
-            self._sweeper.drop(self)
+        if sweeper is not None:
+            sweeper.drop(self)
         self._on_pause = self._buffered = self._cut_with = None
         if ending != COMPLETE:
             self._held = None
@@ -536,9 +536,10 @@ cdef class Connection:
         return False
 
     def connection_lost(self, exc):
+        cdef Relay relay = self._relay  # a reference of our own: ending the relay drops the connection's
         self._ended = True
-        if self._relay is not None:
-            self._relay.finish(LOST, f"the connection was lost: {type(exc).__name__}" if exc else "the connection ended")
+        if relay is not None:
+            relay.finish(LOST, f"the connection was lost: {type(exc).__name__}" if exc else "the connection ended")
         self._transport = self._write = self._parser = self._feed = None
         self._fd = -1
         if not self._reported:
@@ -737,9 +738,10 @@ cdef class Connection:
         return self._ended or self._transport is None
 
     def abort(self):
+        cdef Relay relay = self._relay  # see `connection_lost`
         self._ended = True
-        if self._relay is not None:
-            self._relay.finish(CANCELLED, "the connection was aborted")
+        if relay is not None:
+            relay.finish(CANCELLED, "the connection was aborted")
             return
         if self._transport is not None:
             self._transport.abort()
@@ -749,9 +751,10 @@ cdef class Connection:
 
 
 cdef class Sweeper:
-    def __init__(self, loop):
+    def __init__(self, loop, *, double stall_seconds=bounds.CLIENT_STALL_SECONDS_MAX):
         global coarse_ns
         self._loop = loop
+        self._stall_ns = <int64_t>(stall_seconds * 1_000_000_000)
         self._relays = []
         self._tick = self._sweep
         coarse_ns = weir_wire_now()
@@ -802,7 +805,7 @@ cdef class Sweeper:
         if now - relay._start_ns > relay._total_ns:
             return relay.finish(TOTAL_TIMEOUT, "the whole answer took too long")
         if relay._paused_ns:
-            if now - relay._paused_ns > STALL_NS:
+            if now - relay._paused_ns > self._stall_ns:
                 return relay.finish(CLIENT_STALLED, "the client reads nothing")
         elif relay.first_us == 0:
             if now - relay._start_ns > relay._first_byte_ns:

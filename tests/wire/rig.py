@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import io
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any
 import uvloop
 
 from proxy import clock
+from proxy._journal import Segment, Slot, Slots, Writer, slots_bytes
 from proxy._wire import Connection, Relay
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -207,6 +209,20 @@ def facts(relay: Relay) -> dict[str, Any]:
         "upstream_error": relay.upstream_error,
         "detail": relay.detail,
     }
+
+
+def new_slot() -> Slot:
+    """A slot of a real journal that lives in memory."""
+    epoch = bytes(range(16))
+    slots_fd = os.memfd_create("slots")
+    segment_fd = os.memfd_create("segment")
+    os.ftruncate(slots_fd, slots_bytes(2))
+    os.ftruncate(segment_fd, 64 * 1024)
+    Slots.format(slots_fd, epoch, 0, 2, 64 * 1024, 0)
+    slot = Writer(slots_fd, Segment(segment_fd, epoch), None).open(b"x", ())
+    os.close(slots_fd)
+    assert slot is not None
+    return slot
 
 
 # --- a real network ---
