@@ -324,6 +324,39 @@ static void jrn_wipe(jrn_segment segment, uint64_t offset) {
         }
 }
 
+typedef struct {
+    jrn target;
+    const jrn_segment *spares;
+    int used;
+} jrn_moving;
+
+static int jrn_move_visit(void *context, const jrn_record *record) {
+    jrn_moving *moving = context;
+    if (!moving->used || !jrn_fits(&moving->target, record->size))
+        jrn_use(&moving->target, moving->spares[moving->used++]);
+    jrn_append(&moving->target, record->call, record + 1, record->size);
+    return 0;
+}
+
+/* What fdatasync has failed for is written again, from memory, into fresh segments: the same records under the same
+ * seqs. `old` are the segments not wholly synced, up to the one being written. The caller gives spares enough (one more
+ * than there are old ones). Returns how many were used. */
+static int jrn_move(jrn *j, const jrn_segment *old, int count, const jrn_segment *spares, uint64_t synced) {
+    jrn_moving moving = {*j, spares, 0};
+    moving.target.seq = synced;
+    jrn_walk(old, count, j->seed, synced + 1, j->seq, jrn_move_visit, &moving);
+    if (!moving.used) jrn_use(&moving.target, moving.spares[moving.used++]);
+    /* The newest first: an old one is left only when every later record is read from its copy. */
+    for (int i = count - 1; i >= 0; i--) {
+        jrn_segment_headof(old[i])->cut = synced;
+        JRN_STEP();
+        JRN_STORE(&jrn_segment_headof(old[i])->bad, JRN_MOVED);
+        JRN_STEP();
+    }
+    *j = moving.target;
+    return moving.used;
+}
+
 /* After a failed fdatasync the kernel calls the pages clean: touching makes it write them again. */
 static void jrn_touch(jrn_segment segment) {
     for (uint64_t offset = 0; offset < segment.size; offset += 4096) {
@@ -442,6 +475,7 @@ typedef struct {
 /* Makes room for a record of any size, in a later segment if need be: 0, or -ENOSPC when there is none. */
 static int jrn_room(jrn *j, const jrn_segment *segments, int count, int *at) {
     if (*at >= 0 && j->offset + JRN_SPACE_MAX <= j->segment.size) return 0;
+    while (*at + 1 < count && jrn_segment_headof(segments[*at + 1])->bad == JRN_MOVED) ++*at;
     if (*at + 1 >= count) return -ENOSPC;
     jrn_use(j, segments[++*at]);
     return 0;
@@ -482,6 +516,9 @@ static int jrn_recover(jrn *j, const jrn_segment *segments, int count, jrn_build
         j->offset = place.offset;
         jrn_wipe(segments[at], j->offset);
         jrn_segment_headof(segments[at])->last_seq = j->seq;
+        JRN_STEP();
+        /* Behind its cut nothing is read. */
+        if (jrn_segment_headof(segments[at])->bad == JRN_MOVED) j->offset = segments[at].size;
     }
     for (int i = at + 1; i < count; i++) {
         jrn_segment_headof(segments[i])->first_seq = 0;

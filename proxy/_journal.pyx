@@ -84,6 +84,7 @@ cdef extern from "_journal.h":
     int jrn_fits(const jrn*, uint64_t)
     void jrn_append(jrn*, uint64_t, const void*, uint64_t)
     jrn_place jrn_walk(const jrn_segment*, int, uint32_t, uint64_t, uint64_t, jrn_visit, void*)
+    int jrn_move(jrn*, const jrn_segment*, int, const jrn_segment*, uint64_t)
     void jrn_touch(jrn_segment)
     void jrn_open(jrn*, jrn_slot*, uint64_t, const void*, uint64_t, const uint64_t*, uint32_t)
     void jrn_sent(jrn_slot*, uint32_t, const void*, uint64_t)
@@ -297,21 +298,6 @@ cdef tuple counters_of(const jrn_slot* slot):
 
 cdef void drop_hold(void* arena, uint64_t cell) noexcept:
     (<Arena>arena).drop(cell)
-
-
-ctypedef struct moving:
-    jrn target
-    jrn_segment* spares
-    int used
-
-
-cdef int move_record(void* context, const jrn_record* record) noexcept:
-    cdef moving* move = <moving*>context
-    if move.used == 0 or not jrn_fits(&move.target, record.size):
-        jrn_use(&move.target, move.spares[move.used])
-        move.used += 1
-    jrn_append(&move.target, record.call, <const char*>record + sizeof(jrn_record), record.size)
-    return 0
 
 
 cdef class Slots:
@@ -541,30 +527,16 @@ cdef class Writer(Slots):
         cdef jrn_segment* segments = <jrn_segment*>calloc(count + len(self.spares), sizeof(jrn_segment))
         if segments == NULL:
             raise MemoryError()
-        cdef moving move
-        cdef Segment segment
         for i in range(count):
             segments[i] = (<Segment>old[i]).at
         for i in range(len(self.spares)):
             segments[count + i] = (<Segment>self.spares[i]).at
-        move.target = self.j
-        move.target.seq = self.synced_seq
-        move.spares = segments + count
-        move.used = 0
-        jrn_walk(segments, count, self.j.seed, self.synced_seq + 1, self.j.seq, move_record, &move)
-        if move.used == 0:
-            jrn_use(&move.target, move.spares[0])
-            move.used = 1
+        cdef int used = jrn_move(&self.j, segments, count, segments + count, self.synced_seq)
         free(segments)
-        cdef uint64_t moved = move.target.seq - self.synced_seq
-        for segment in old:
-            segment.head.cut = self.synced_seq
-            segment.head.bad = JRN_MOVED
-        self.j = move.target
-        self.unsynced = self.spares[:move.used - 1]
-        self.current = self.spares[move.used - 1]
-        self.spares = self.spares[move.used:]
-        return moved
+        self.unsynced = self.spares[:used - 1]
+        self.current = self.spares[used - 1]
+        self.spares = self.spares[used:]
+        return self.j.seq - self.synced_seq
 
 
 ctypedef struct building:
