@@ -68,6 +68,7 @@ cdef extern from "_limits.h":
     const int64_t WEIR_UNIT
     const int64_t WEIR_MINUTE
     const int64_t WEIR_UNITS_MAX
+    const int64_t WEIR_NOW_NS_MAX
     const int64_t WEIR_TOUCH_NS
     const int WEIR_TAKEN
     const int WEIR_REFUSED
@@ -426,8 +427,8 @@ cdef class Arena:
 
     def reclaim_idle(self, int64_t now_ns, int64_t idle_ns):
         check_open(self)
-        if idle_ns < 0:
-            raise ValueError(f"idle_ns {idle_ns}: it is a duration, 0 or more")
+        if idle_ns < 0 or not 0 <= now_ns <= WEIR_NOW_NS_MAX:
+            raise ValueError(f"now_ns {now_ns}, idle_ns {idle_ns}: 0 to {WEIR_NOW_NS_MAX} and 0 or more are right")
         cdef weir_table rates = table_of(self, True)
         cdef weir_table counts = table_of(self, False)
         cdef uint64_t cell
@@ -566,6 +567,8 @@ cdef class Limits:
             raise ValueError("the arena is closed")
         if now_ns < 0 or tokens < 0:
             raise ValueError(f"now_ns {now_ns}, tokens {tokens}: neither is ever negative")
+        if now_ns > WEIR_NOW_NS_MAX:
+            raise ValueError(f"now_ns {now_ns}: limits are kept for {WEIR_NOW_NS_MAX} ns of uptime, four and a half years")
         return 0
 
     def acquire(self, int64_t now_ns, int64_t tokens):

@@ -10,6 +10,7 @@
 #define WEIR_UNIT 64                                  /* parts of a nanosecond in which rates are kept */
 #define WEIR_MINUTE (60000000000ll * WEIR_UNIT)
 #define WEIR_UNITS_MAX (1ll << 58)                    /* the longest refill and the deepest debt: 52 days */
+#define WEIR_NOW_NS_MAX ((1ll << 57) - (1ll << 53))   /* four and a half years of uptime: beyond it units overflow */
 #define WEIR_SPINS 1000                               /* 40 microseconds behind a dead or stopped announcer, then no */
 #define WEIR_TOUCH_NS (1ll << 30)                     /* how coarse `touched` is */
 
@@ -78,6 +79,7 @@ static int weir_rate_owe(weir_rate *cell, const weir_entry *entry, int64_t now, 
 static int64_t weir_rate_room(weir_rate *cell, const weir_entry *entry, int64_t now, int64_t *full_in) {
     int64_t tat = weir_load_signed(&cell->tat);
     *full_in = tat > now && weir_same(&cell->lo, &cell->hi, entry) ? tat - now : 0;
+    if (*full_in > WEIR_UNITS_MAX) *full_in = WEIR_UNITS_MAX;
     int64_t room = entry->burst_units - *full_in;
     return room > 0 ? room / entry->increment : 0;
 }

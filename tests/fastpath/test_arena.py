@@ -256,8 +256,9 @@ def test_reclaiming_spares_what_is_in_use(open_arena: OpenArena) -> None:
     used.refund(LATER, 0)
     assert arena.reclaim_idle(LATER, 20 * 10**9) == 0
     assert arena.reclaim_idle(LATER + 20 * 10**9, 10 * 10**9) == 2
-    with pytest.raises(ValueError, match="idle_ns"):
-        arena.reclaim_idle(NOW, -1)
+    for now, idle in ((NOW, -1), (-1, 0), (2**57, 0)):
+        with pytest.raises(ValueError, match="idle_ns"):
+            arena.reclaim_idle(now, idle)
 
 
 def test_recovery_overwrites_a_column_and_only_that(open_arena: OpenArena) -> None:

@@ -316,6 +316,8 @@ def test_wrong_calls_are_refused_whole(open_arena: OpenArena) -> None:
             limited.acquire(now, tokens)
         with pytest.raises(ValueError, match="neither is ever negative"):
             limited.settle_tokens(now, 0, tokens)
+    with pytest.raises(ValueError, match="four and a half years"):
+        limited.acquire(2**57, 0)
     with pytest.raises(TypeError):
         Limits(reader, [(RATE_REQUESTS, None, 5, 0)])  # type: ignore[list-item]
     reader.close()
