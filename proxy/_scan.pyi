@@ -165,7 +165,7 @@ class Frames:
         """
     @property
     def model(self) -> str:
-        """Top-level `model` of the first frame that has one that is not empty, at most 128 bytes."""
+        """Top-level `model` of the first frame that has one that is not empty, at most MODEL_BYTES_MAX bytes."""
     @property
     def done(self) -> bool:
         """[DONE] was seen."""

@@ -15,7 +15,7 @@
 
 #include "_json.h"
 
-#define WEIR_MODEL_BYTES 96 /* at least bounds.MODEL_BYTES_MAX; a longer name is cut */
+#define WEIR_MODEL_BYTES 96 /* room for bounds.MODEL_BYTES_MAX, checked at import; a longer name is cut */
 #define WEIR_TAIL_BYTES_KEPT 4096 /* a larger tail is given back after its block: thousands of streams are open */
 
 static Py_ssize_t weir_block_held_max;   /* bounds.FRAME_BYTES_HELD_MAX */
@@ -57,7 +57,7 @@ typedef struct {
     int choices_empty;             /* the last top-level `choices` is [] */
     int error;                     /* a top-level `error` that an SDK raises for: an object, or a string with text */
     int64_t text_bytes;
-    wj_str model; /* start NULL without one */
+    wj_str model; /* empty without one */
 } weir_facts;
 
 /* A token count at p: 1 and its value, 0 for null, -1 when it cannot be believed (negative, fractional, above 2**40). */
@@ -134,7 +134,8 @@ static const uint8_t *weir_usage_object(wj *j, const uint8_t *p, weir_facts *fac
     return p;
 }
 
-/* Reads one JSON object. Facts count only when all of it is well formed: 1, else 0. */
+/* Reads one JSON object. Facts count only when all of it is well formed: 1, else 0. Of two equal keys the last one counts,
+   as the SDKs' parsers have it. */
 static int weir_answer(const uint8_t *data, size_t size, weir_facts *facts) {
     uint8_t buffer[WJ_NAME_MAX + 1];
     wj j = {.start = data, .end = data + size, .depth = 1, .depth_max = weir_depth_max};
@@ -155,17 +156,19 @@ static int weir_answer(const uint8_t *data, size_t size, weir_facts *facts) {
                 if (!p) return 0;
                 continue;
             }
-        } else if (n == 5 && memcmp(name, "model", 5) == 0 && *p == '"') {
-            p = wj_string(&j, p, &text, 0);
-            if (!p) return 0;
-            if (!facts->model.start && text.end > text.start) facts->model = text;
-            continue;
+        } else if (n == 5 && memcmp(name, "model", 5) == 0) {
+            facts->model.start = facts->model.end = NULL;
+            if (*p == '"') {
+                p = wj_string(&j, p, &facts->model, 0);
+                if (!p) return 0;
+                continue;
+            }
         } else if (n == 5 && memcmp(name, "error", 5) == 0) {
-            if (*p == '{' || (*p == '"' && p + 1 < j.end && p[1] != '"')) facts->error = 1;
+            facts->error = *p == '{' || (*p == '"' && p + 1 < j.end && p[1] != '"');
         } else if (n == 7 && memcmp(name, "choices", 7) == 0) {
-            int array = *p == '[';
-            j.elements = 0;
-            p = wj_walk_answer(&j, p, WJ_ENTER);
+            const int array = *p == '[';
+            j.elements = j.text = j.reasoning = j.reasoning_other = 0;
+            p = wj_walk_answer(&j, p, array ? WJ_ENTER : WJ_SKIP);
             if (!p) return 0;
             facts->choices_empty = array && j.elements == 0;
             continue;
@@ -278,7 +281,7 @@ static int weir_judge(weir_sse *s, const char *block, Py_ssize_t size, int whole
             s->usage = facts.usage;
             s->usage_seen = 1;
         }
-        if (facts.model.start && !s->model_bytes)
+        if (facts.model.end > facts.model.start && !s->model_bytes)
             s->model_bytes = (int)wj_decode(&facts.model, (uint8_t *)s->model, WEIR_MODEL_BYTES);
         hide = facts.choices_empty && facts.usage_object && !facts.error;
     }

@@ -1,0 +1,1 @@
+"""Reading bytes in C against plain readers: heads, bodies, streams."""
