@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp.web import BaseRequest
@@ -20,6 +20,9 @@ from proxy._wire import Relay
 from proxy.dialects import openai_chat as dialect
 from proxy.errors import Refusal
 from proxy.exchange import Exchange
+
+if TYPE_CHECKING:
+    from proxy.house import House
 
 log = logging.getLogger("weir.front")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -179,10 +182,13 @@ class Door(asyncio.Protocol):
 
 
 class Front:
-    """The listening side of a worker. `serve` is the journey."""
+    """The listening side of a worker. `serve` is the journey, and `house` what it is given with each exchange."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, serve: Callable[[Exchange], Awaitable[None]]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, serve: Callable[[Exchange, House], Awaitable[None]], house: House
+    ) -> None:
         self.loop = loop
+        self._house = house
         self.doors: dict[Any, Door] = {}
         self.tick = 0  # seconds since the front opened: its clock for connections
         self.draining = False
@@ -230,7 +236,7 @@ class Front:
         exchange = AiohttpExchange(request, transport, self)
         self.requests += 1
         try:
-            await self._serve(exchange)
+            await self._serve(exchange, self._house)
         except asyncio.CancelledError:
             raise
         except Exception:
