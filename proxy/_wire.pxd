@@ -54,7 +54,8 @@ cdef class Connection:
     cdef object _on_idle, _transport, _write, _parser, _feed
     cdef Relay _relay
     cdef int _fd
-    cdef readonly int64_t idle_since_ns, answers
+    cdef public int64_t idle_since_ns
+    cdef readonly int64_t answers
     cdef bint _ended, _reported
     # The answer being read.
     cdef bytes _one

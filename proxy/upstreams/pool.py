@@ -31,7 +31,7 @@ class Pool:
         ca_bundle: Path | None = None,
         wait_ms: int = bounds.UPSTREAM_WAIT_SECONDS_MAX * 1000,
     ) -> None:
-        """ca_bundle: a PEM file that is trusted in place of the system's authorities; ValueError when it is unusable."""
+        """ca_bundle: a PEM file, trusted in place of the system's authorities. ValueError when it is unusable."""
         self.target = target
         self._max_connections = max_connections
         self._max_waiting = max_waiting
@@ -48,8 +48,7 @@ class Pool:
     def __repr__(self) -> str:
         active = self.active
         return (
-            f"[Requests: {active} active, {self.waiting} queued | "
-            f"Connections: {active} active, {len(self._idle)} idle]"
+            f"[Requests: {active} active, {self.waiting} queued | Connections: {active} active, {len(self._idle)} idle]"
         )
 
     @property
@@ -85,19 +84,23 @@ class Pool:
         """
         if self._closed:
             raise Refusal("not_ready", "its upstream has been removed")
-        if len(self._all) + self._opening < self._max_connections:
-            self._opening += 1
-        else:
-            connection = await self._wait()
-            if connection is not None:
-                if connection.alive():
-                    return connection
+        again = False
+        while len(self._all) + self._opening >= self._max_connections:
+            connection = await self._wait(first=again)
+            if connection is None:
+                return await self._open()
+            if connection.alive():
+                return connection
+            if connection in self._all:
                 self._opening += 1  # before the abort, or its place would go to the next in the queue
                 connection.abort()
+                return await self._open()
+            again = True  # it died on the way here, and its place was given on
+        self._opening += 1
         return await self._open()
 
     def give_back(self, connection: Connection) -> None:
-        """Returns a connection on which nothing is under way. A connection does so by itself when an answer has ended."""
+        """Returns a connection on which nothing is under way. When an answer ends, its connection does so itself."""
         if self._closed or len(self._idle) >= bounds.UPSTREAM_IDLE_CONNECTIONS_MAX:
             connection.abort()
             return
@@ -146,12 +149,15 @@ class Pool:
                 self._opening += 1
                 waiter.set_result(None)
 
-    async def _wait(self) -> Connection | None:
+    async def _wait(self, *, first: bool) -> Connection | None:
         """A connection that was given back, or None: a place is promised and `_opening` counts it."""
-        if self.waiting >= self._max_waiting:
+        if not first and self.waiting >= self._max_waiting:
             raise Refusal("upstream_overloaded")
         waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        if first:
+            self._waiting.appendleft(waiter)
+        else:
+            self._waiting.append(waiter)
         try:
             async with asyncio.timeout(self._wait_seconds):
                 return await waiter

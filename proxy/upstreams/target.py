@@ -1,4 +1,4 @@
-"""Where an upstream is and what it is told: the request head, with the credential that belongs to it and to nothing else."""
+"""Where an upstream is and what it is told: the request's head, with the credential that is its own."""
 
 from __future__ import annotations
 

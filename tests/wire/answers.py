@@ -54,88 +54,104 @@ class Recorded(NamedTuple):
     whole: bool = True  # the client can see that it has everything
 
 
-C = _wire
 ERROR = b'{"error": {"message": "slow down", "type": "requests", "param": null, "code": null}}'
+ALL_FRAMES = b"".join(STREAM)
+SOUND = b"\x00\xff" * 9
+
+
+def said(status: bytes, *lines: bytes, body: bytes = b"") -> bytes:
+    return b"HTTP/1.1 " + status + b"\r\n" + b"".join(lines) + b"\r\n" + body
+
+
+def ok(*lines: bytes, body: bytes = b"") -> bytes:
+    return said(b"200 OK", *lines, body=body)
+
+
+def good(name: str, raw: bytes, payload: bytes, *, eof: bool = False, reusable: bool = True) -> Recorded:
+    return Recorded(name, raw, _wire.COMPLETE, payload, eof, reusable, usage=b"prompt_tokens" in payload)
+
+
+def error(name: str, raw: bytes, *, eof: bool = False) -> Recorded:
+    return Recorded(name, raw, _wire.ANSWERED, None, eof, reusable=not eof)
+
+
+def bad(name: str, raw: bytes) -> Recorded:
+    return Recorded(name, raw, _wire.PROTOCOL, None)
+
+
+EXTENDED = b'%x;a=b;c="d"\r\n%b\r\n0;z\r\n\r\n' % (len(DONE), DONE)
+INTERIM = said(b"100 Continue") + said(b"103 Early Hints", b"link: </a>\r\ncontent-encoding: br\r\n", length(BODY * 2))
 
 GOOD = [
-    Recorded("json by length", OK + JSON + length(BODY) + b"\r\n" + BODY, C.COMPLETE, BODY, False, True, True),
-    Recorded(
-        "json chunked", OK + JSON + CHUNKED + b"\r\n" + chunked([BODY[:7], BODY[7:]]), C.COMPLETE, BODY, False, True, True
-    ),
-    Recorded("json until close", OK + JSON + b"\r\n" + BODY, C.COMPLETE, BODY, True, False, True),
-    Recorded("json, connection: close", OK + JSON + b"connection: close\r\n" + length(BODY) + b"\r\n" + BODY,
-             C.COMPLETE, BODY, False, False, True),
-    Recorded("json of HTTP/1.0", b"HTTP/1.0 200 OK\r\n" + JSON + length(BODY) + b"\r\n" + BODY,
-             C.COMPLETE, BODY, False, False, True),
-    Recorded("stream chunked", OK + SSE + CHUNKED + b"\r\n" + chunked(STREAM), C.COMPLETE, b"".join(STREAM), False, True, True),
-    Recorded("stream in small chunks", OK + SSE + CHUNKED + b"\r\n" + chunked([bytes([b]) for b in b"".join(STREAM)]),
-             C.COMPLETE, b"".join(STREAM), False, True, True),
-    Recorded("stream by length", OK + SSE + length(b"".join(STREAM)) + b"\r\n" + b"".join(STREAM),
-             C.COMPLETE, b"".join(STREAM), False, True, True),
-    Recorded("stream until close", OK + SSE + b"\r\n" + b"".join(STREAM), C.COMPLETE, b"".join(STREAM), True, False, True),
-    Recorded("chunk extensions", OK + SSE + CHUNKED + b"\r\n" + b"%x;a=b;c=\"d\"\r\n%b\r\n0;z\r\n\r\n" % (len(DONE), DONE),
-             C.COMPLETE, DONE, False, True),
-    Recorded("trailers", OK + SSE + CHUNKED + b"\r\n" + chunked(STREAM, b"x-late: 1\r\ncontent-type: text/evil\r\n"),
-             C.COMPLETE, b"".join(STREAM), False, True, True),
-    Recorded("interim answers", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\ncontent-encoding: br\r\ncontent-length: 5\r\n\r\n"
-             + OK + JSON + length(BODY) + b"\r\n" + BODY, C.COMPLETE, BODY, False, True, True),
-    Recorded("204", b"HTTP/1.1 204 No Content\r\nx-request-id: r1\r\n\r\n", C.COMPLETE, b"", False, True),
-    Recorded("empty body by length", OK + JSON + b"content-length: 0\r\n\r\n", C.COMPLETE, b"", False, True),
-    Recorded("empty body chunked", OK + JSON + CHUNKED + b"\r\n0\r\n\r\n", C.COMPLETE, b"", False, True),
-    Recorded("201 is an answer too", b"HTTP/1.1 201 Created\r\n" + JSON + length(BODY) + b"\r\n" + BODY,
-             C.COMPLETE, BODY, False, True, True),
-    Recorded("identity coding", OK + JSON + b"content-encoding: identity\r\n" + length(BODY) + b"\r\n" + BODY,
-             C.COMPLETE, BODY, False, True, True),
-    Recorded("bytes after the end", OK + JSON + length(BODY) + b"\r\n" + BODY + b"HTTP/1.1 200 OK\r\n",
-             C.COMPLETE, BODY, False, False, True),
-    Recorded("rubbish after the end", OK + JSON + CHUNKED + b"\r\n" + chunked([BODY]) + b"rubbish",
-             C.COMPLETE, BODY, False, False, True),
-    Recorded("a body that is not JSON", OK + b"content-type: audio/mpeg\r\n" + length(b"\x00\xff" * 9) + b"\r\n" + b"\x00\xff" * 9,
-             C.COMPLETE, b"\x00\xff" * 9, False, True),
+    good("json by length", ok(JSON, length(BODY), body=BODY), BODY),
+    good("json chunked", ok(JSON, CHUNKED, body=chunked([BODY[:7], BODY[7:]])), BODY),
+    good("json until close", ok(JSON, body=BODY), BODY, eof=True, reusable=False),
+    good("json, closing", ok(JSON, b"connection: close\r\n", length(BODY), body=BODY), BODY, reusable=False),
+    good("json of HTTP/1.0", ok(JSON, length(BODY), body=BODY).replace(b"1.1", b"1.0", 1), BODY, reusable=False),
+    good("stream chunked", ok(SSE, CHUNKED, body=chunked(STREAM)), ALL_FRAMES),
+    good("stream in small chunks", ok(SSE, CHUNKED, body=chunked([bytes([b]) for b in ALL_FRAMES])), ALL_FRAMES),
+    good("stream by length", ok(SSE, length(ALL_FRAMES), body=ALL_FRAMES), ALL_FRAMES),
+    good("stream until close", ok(SSE, body=ALL_FRAMES), ALL_FRAMES, eof=True, reusable=False),
+    good("chunk extensions", ok(SSE, CHUNKED, body=EXTENDED), DONE),
+    good("trailers", ok(SSE, CHUNKED, body=chunked(STREAM, b"x-late: 1\r\ncontent-type: text/evil\r\n")), ALL_FRAMES),
+    good("interim answers", INTERIM + ok(JSON, length(BODY), body=BODY), BODY),
+    good("204", said(b"204 No Content", b"x-request-id: r1\r\n"), b""),
+    good("empty body by length", ok(JSON, length(b"")), b""),
+    good("empty body chunked", ok(JSON, CHUNKED, body=chunked([])), b""),
+    good("201 is an answer too", said(b"201 Created", JSON, length(BODY), body=BODY), BODY),
+    good("identity coding", ok(JSON, b"content-encoding: identity\r\n", length(BODY), body=BODY), BODY),
+    good("bytes after the end", ok(JSON, length(BODY), body=BODY + OK), BODY, reusable=False),
+    good("rubbish after the end", ok(JSON, CHUNKED, body=chunked([BODY]) + b"rubbish"), BODY, reusable=False),
+    good("a body that is not JSON", ok(b"content-type: audio/mpeg\r\n", length(SOUND), body=SOUND), SOUND),
 ]
 
+RETRY = b"retry-after: 7\r\nretry-after-ms: 6500\r\nx-should-retry: true\r\n"
+GZIP = b"content-encoding: gzip\r\n"
+
 REFUSED = [
-    Recorded("429", b"HTTP/1.1 429 Too Many\r\nretry-after: 7\r\nretry-after-ms: 6500\r\nx-should-retry: true\r\n" + JSON
-             + length(ERROR) + b"\r\n" + ERROR, C.ANSWERED, None, False, True),
-    Recorded("500 chunked", b"HTTP/1.1 500 No\r\n" + JSON + CHUNKED + b"\r\n" + chunked([ERROR]), C.ANSWERED, None, False, True),
-    Recorded("503 until close", b"HTTP/1.1 503 No\r\n" + JSON + b"\r\n" + ERROR, C.ANSWERED, None, True),
-    Recorded("500 cut short", b"HTTP/1.1 500 No\r\n" + JSON + b"content-length: 999\r\n\r\n" + ERROR, C.ANSWERED, None, True),
-    Recorded("500 coded", b"HTTP/1.1 500 No\r\ncontent-encoding: gzip\r\n" + length(ERROR) + b"\r\n" + ERROR, C.ANSWERED, None,
-             False, True),
-    Recorded("302", b"HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n", C.ANSWERED, None, False, True),
-    Recorded("304", b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n", C.ANSWERED, None, False, True),
-    Recorded("coded", OK + JSON + b"content-encoding: gzip\r\n" + length(BODY) + b"\r\n" + BODY, C.CODED, None),
-    Recorded("coded twice", OK + JSON + b"Content-Encoding: br, gzip\r\n" + CHUNKED + b"\r\n" + chunked([BODY]), C.CODED, None),
-    Recorded("length and chunks", OK + JSON + length(BODY) + CHUNKED + b"\r\n" + chunked([BODY]), C.PROTOCOL, None),
-    Recorded("chunks and length", OK + JSON + CHUNKED + length(BODY) + b"\r\n" + chunked([BODY]), C.PROTOCOL, None),
-    Recorded("two lengths", OK + JSON + length(BODY) + length(BODY + b" ") + b"\r\n" + BODY, C.PROTOCOL, None),
-    Recorded("length not a number", OK + JSON + b"content-length: +5\r\n\r\nhello", C.PROTOCOL, None),
-    Recorded("gzip and chunked", OK + JSON + b"transfer-encoding: gzip, chunked\r\n\r\n" + chunked([BODY]), C.PROTOCOL, None),
-    Recorded("chunked twice", OK + JSON + CHUNKED + CHUNKED + b"\r\n" + chunked([BODY]), C.PROTOCOL, None),
-    Recorded("coding identity", OK + JSON + b"transfer-encoding: identity\r\n\r\n" + BODY, C.PROTOCOL, None),
-    Recorded("chunk size not hex", OK + JSON + CHUNKED + b"\r\nxyz\r\n", C.PROTOCOL, None),
-    Recorded("chunk size negative", OK + JSON + CHUNKED + b"\r\n-5\r\nhello\r\n", C.PROTOCOL, None),
-    Recorded("chunk size huge", OK + JSON + CHUNKED + b"\r\nfffffffffffffffff\r\n", C.PROTOCOL, None),
-    Recorded("not HTTP", b"SSH-2.0-OpenSSH_9.2\r\n", C.PROTOCOL, None),
-    Recorded("bare line feeds", b"HTTP/1.1 200 OK\ncontent-length: 0\n\n", C.PROTOCOL, None),
-    Recorded("folded header", OK + b"content-type: text/plain;\r\n charset=x\r\ncontent-length: 0\r\n\r\n", C.PROTOCOL, None),
-    Recorded("NUL in a header", OK + b"content-type: a\0b\r\ncontent-length: 0\r\n\r\n", C.PROTOCOL, None),
-    Recorded("status 099", b"HTTP/1.1 099 Odd\r\ncontent-length: 0\r\n\r\n", C.PROTOCOL, None),
-    Recorded("switching protocols", b"HTTP/1.1 101 S\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", C.PROTOCOL, None),
-    Recorded("interim answers without end", b"HTTP/1.1 100 Continue\r\n\r\n" * (bounds.UPSTREAM_INFORMATIONAL_MAX + 1),
-             C.PROTOCOL, None),
-    Recorded("closed before a byte", b"", C.LOST, None, True),
-    Recorded("closed in the head", OK + JSON, C.LOST, None, True),
-    Recorded("closed after the head", OK + JSON + length(BODY) + b"\r\n", C.LOST, None, True),
-]  # fmt: skip
+    error("429", said(b"429 Too Many", RETRY, JSON, length(ERROR), body=ERROR)),
+    error("500 chunked", said(b"500 No", JSON, CHUNKED, body=chunked([ERROR]))),
+    error("503 until close", said(b"503 No", JSON, body=ERROR), eof=True),
+    error("500 cut short", said(b"500 No", JSON, b"content-length: 999\r\n", body=ERROR), eof=True),
+    error("500 coded", said(b"500 No", GZIP, length(ERROR), body=ERROR)),
+    error("302", said(b"302 Found", b"location: http://elsewhere/\r\n", length(b""))),
+    error("304", said(b"304 Not Modified", length(ERROR))),
+    Recorded("coded", ok(JSON, GZIP, length(BODY), body=BODY), _wire.CODED, None),
+    Recorded("coded twice", ok(b"Content-Encoding: br, gzip\r\n", CHUNKED, body=chunked([BODY])), _wire.CODED, None),
+    bad("length and chunks", ok(JSON, length(BODY), CHUNKED, body=chunked([BODY]))),
+    bad("chunks and length", ok(JSON, CHUNKED, length(BODY), body=chunked([BODY]))),
+    bad("two lengths", ok(JSON, length(BODY), length(BODY + b" "), body=BODY)),
+    bad("length not a number", ok(JSON, b"content-length: +5\r\n", body=b"hello")),
+    bad("gzip and chunked", ok(JSON, b"transfer-encoding: gzip, chunked\r\n", body=chunked([BODY]))),
+    bad("chunked twice", ok(JSON, CHUNKED, CHUNKED, body=chunked([BODY]))),
+    bad("coding identity", ok(JSON, b"transfer-encoding: identity\r\n", body=BODY)),
+    bad("chunk size not hex", ok(JSON, CHUNKED, body=b"xyz\r\n")),
+    bad("chunk size negative", ok(JSON, CHUNKED, body=b"-5\r\nhello\r\n")),
+    bad("chunk size huge", ok(JSON, CHUNKED, body=b"f" * 17 + b"\r\n")),
+    bad("not HTTP", b"SSH-2.0-OpenSSH_9.2\r\n"),
+    bad("bare line feeds", b"HTTP/1.1 200 OK\ncontent-length: 0\n\n"),
+    bad("folded header", ok(b"content-type: text/plain;\r\n charset=x\r\n", length(b""))),
+    bad("NUL in a header", ok(b"content-type: a\0b\r\n", length(b""))),
+    bad("status 099", said(b"099 Odd", length(b""))),
+    bad("switching protocols", said(b"101 S", b"connection: upgrade\r\nupgrade: x\r\n")),
+    bad("interim answers without end", said(b"100 Continue") * (bounds.UPSTREAM_INFORMATIONAL_MAX + 1)),
+    Recorded("closed before a byte", b"", _wire.LOST, None, True),
+    Recorded("closed in the head", OK + JSON, _wire.LOST, None, True),
+    Recorded("closed after the head", ok(JSON, length(BODY)), _wire.LOST, None, True),
+]
+
+
+def cut_short(name: str, raw: bytes, payload: bytes) -> Recorded:
+    return Recorded(name, raw, _wire.LOST, payload, eof=True, whole=False)
+
+
+BROKEN = b"%x\r\n%bXX" % (len(FRAMES[0]), FRAMES[0])
 
 CUT_SHORT = [
-    Recorded("short of its length", OK + JSON + length(BODY + b"more") + b"\r\n" + BODY, C.LOST, BODY, True, whole=False),
-    Recorded("closed between chunks", OK + SSE + CHUNKED + b"\r\n" + chunked(FRAMES)[:-5], C.LOST, b"".join(FRAMES), True,
-             whole=False),
-    Recorded("closed in a chunk", OK + SSE + CHUNKED + b"\r\n" + b"fff\r\n" + FRAMES[0], C.LOST, FRAMES[0], True, whole=False),
-    Recorded("rubbish after a chunk", OK + SSE + CHUNKED + b"\r\n" + b"%x\r\n%bXX" % (len(FRAMES[0]), FRAMES[0]),
-             C.PROTOCOL, FRAMES[0], whole=False),
-]  # fmt: skip
+    cut_short("short of its length", ok(JSON, length(BODY + b"more"), body=BODY), BODY),
+    cut_short("closed between chunks", ok(SSE, CHUNKED, body=chunked(FRAMES)[:-5]), b"".join(FRAMES)),
+    cut_short("closed in a chunk", ok(SSE, CHUNKED, body=b"fff\r\n" + FRAMES[0]), FRAMES[0]),
+    Recorded("rubbish after a chunk", ok(SSE, CHUNKED, body=BROKEN), _wire.PROTOCOL, FRAMES[0], whole=False),
+]
 
 ALL = [*GOOD, *REFUSED, *CUT_SHORT]

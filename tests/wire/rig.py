@@ -1,4 +1,4 @@
-"""What the tests of the wire share: a transport without a network, scripted upstreams, and a client that reads raw bytes."""
+"""What these tests share: a transport without a network, scripted upstreams, a client that reads raw bytes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Transport:
 
 
 class Bench:
-    """A connection over a transport without a network: answers are fed piece by piece, in one thread, with no loop running."""
+    """A connection over a transport without a network: answers are fed piece by piece, with no loop running."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -245,17 +245,27 @@ class Upstream:
         self.port = 0
         self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def hang_up(self) -> None:
+        """Closes every connection in the kernel, with no turn of the loop."""
+        for writer in self._writers:
+            # uvloop's stand-in for a socket has no shutdown.
+            with socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as double:
+                double.shutdown(socket.SHUT_RDWR)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         try:
             with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
                 await self.script(reader, writer)
         finally:
             self._tasks.discard(task)
+            self._writers.discard(writer)
             writer.close()
             with suppress(ConnectionError, OSError):
                 await writer.wait_closed()
@@ -267,9 +277,9 @@ class Upstream:
 
 
 @asynccontextmanager
-async def upstream(script: Script, *, tls: Any = None) -> AsyncIterator[Upstream]:
+async def upstream(script: Script, *, tls: Any = None, host: str = "127.0.0.1") -> AsyncIterator[Upstream]:
     made = Upstream(script)
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(made.serve, host, 0, ssl=tls)
     made.port = server.sockets[0].getsockname()[1]
     try:
         yield made

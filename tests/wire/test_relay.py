@@ -233,7 +233,9 @@ def test_cut_where_no_ending_fits() -> None:
     with bench() as made:
         client = Transport()
         relay = begin(made, client)
-        made.connection.data_received(answers.OK + answers.JSON + answers.length(answers.BODY) + b"\r\n" + answers.BODY[:9])
+        made.connection.data_received(
+            answers.OK + answers.JSON + answers.length(answers.BODY) + b"\r\n" + answers.BODY[:9]
+        )
         relay.cut(ENDING)
         assert relay.ending == wire.CUT
         assert not Answer(b"".join(client.written)).whole
