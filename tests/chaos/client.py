@@ -2,8 +2,9 @@
 
     python -m tests.chaos.client --port N --key KEY --requests N --seed N --concurrency N --name c0 --out PATH
 
-Each request has an X-Request-ID of its own and is never repeated. What its client received is one JSON line in the
-file: {"id":…,"ended":…,"status":…,"frames":…,"bytes":…,"completion_tokens":…}, the fields of `ledger.Seen`.
+SIGTERM ends it earlier, when the requests in hand are over. Each request has an X-Request-ID of its own and is never
+repeated. What its client received is one JSON line in the file: {"id":…,"ended":…,"status":…,"frames":…,"bytes":…,
+"completion_tokens":…}, the fields of `ledger.Seen`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 from typing import Any, Literal, NamedTuple
 
 from tests.world.ledger import Seen
@@ -129,13 +131,14 @@ class Client:
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter | None = None
 
-    async def connect(self) -> None:
-        """Connects, trying for as long as it takes: no request was made yet."""
-        while self.writer is None:
+    async def connect(self) -> bool:
+        """Connects, unless it is connected. False when nobody listens: then no request was made, and none is counted."""
+        if self.writer is None:
             try:
                 self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
             except OSError:
-                await asyncio.sleep(0.05)
+                return False
+        return True
 
     def drop(self) -> None:
         """Ends the connection at once."""
@@ -145,7 +148,6 @@ class Client:
 
     async def call(self, plan: Plan, request_id: str) -> Seen:
         """One request, whatever becomes of it."""
-        await self.connect()
         assert self.writer is not None
         reading = Reading(plan.stream)
         keep = False
@@ -190,10 +192,16 @@ async def run(options: argparse.Namespace) -> None:
     random_ = random.Random(options.seed)
     out = os.open(options.out, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     numbers = iter(range(options.requests))
+    ending = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
 
     async def one() -> None:
         client = Client(options.port, options.key)
         for number in numbers:
+            while not ending.is_set() and not await client.connect():
+                await asyncio.sleep(0.05)
+            if ending.is_set():
+                break
             request_id = f"{options.name}-{number}"
             seen = await client.call(draw(random_), request_id)
             os.write(out, json.dumps({"id": request_id, **seen._asdict()}).encode() + b"\n")

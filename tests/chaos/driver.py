@@ -73,6 +73,8 @@ class Chaos:
         weights: Mapping[str, float] | None = None,
         root: Path = ROOT,
         env: Mapping[str, str] | None = None,
+        segment_bytes: int = 256 * 1024,
+        quiet_seconds: float = QUIET_SECONDS_MAX,
     ) -> None:
         self.directory = directory
         self.variant = variant
@@ -86,6 +88,8 @@ class Chaos:
         self.blows: Counter[str] = Counter()
         self.findings: list[str] = []
         self.root = root
+        self.segment_bytes = segment_bytes
+        self.quiet_seconds = quiet_seconds
         self.env = dict(env or {})
         self.redis: RedisServer | None = None
         self.postgres: PostgresServer | None = None
@@ -118,18 +122,19 @@ class Chaos:
                 database=database_url,
                 flushers=2 if redis_url else 0,
                 root=self.root,
-                env=self.env,
+                settings={"journal": {"segment_bytes": self.segment_bytes}},
             )
             with self.weir:
+                self.weir.env |= self.env
                 clients = [self._client(number) for number in range(self.clients)]
                 try:
-                    while any(client.poll() is None for client in clients):
-                        self._step()
+                    self._fight(clients)
                 finally:
                     for client in clients:
                         client.kill()
                         client.wait()
                 self._heal()
+                self._judge_resends()
                 self.findings += [
                     f"a client ended with {client.returncode}" for client in clients if client.returncode not in (0, -9)
                 ]
@@ -143,6 +148,11 @@ class Chaos:
                     self.findings.append(f"not at rest: {error}")
         seconds = time.monotonic() - began
         return Report(self.seed, self.requests, asked, len(rows), seconds, self.blows, endings, self.findings)
+
+    def _fight(self, clients: list[subprocess.Popen[bytes]]) -> None:
+        """Blows until the clients are done."""
+        while any(client.poll() is None for client in clients):
+            self._step()
 
     def _client(self, number: int) -> subprocess.Popen[bytes]:
         share = self.requests // self.clients + (number < self.requests % self.clients)
@@ -158,6 +168,15 @@ class Chaos:
         arguments = [word for name, value in values.items() for word in (f"--{name}", str(value))]
         return subprocess.Popen([sys.executable, "-m", "tests.chaos.client", *arguments], cwd=ROOT)
 
+    def _judge_resends(self) -> None:
+        """A Redis that lost nothing never has to be sent anything twice: else something was acknowledged too early."""
+        if self.redis is None or self.blows["kill redis"]:
+            return
+        _, page = self.weir.get("/metrics")
+        for line in page.decode().splitlines():
+            if line.startswith("weir_resends_total") and float(line.split()[-1]):
+                self.findings.append(f"sent again, although Redis had lost nothing: {line}")
+
     def seen(self) -> dict[str, Seen]:
         """What all clients received, by request id."""
         found = {}
@@ -168,8 +187,8 @@ class Chaos:
         return found
 
     def _settle(self, upstream: UpstreamProcess) -> list[dict[str, object]]:
-        """Waits until the property holds, or for QUIET_SECONDS_MAX, and keeps what is still found then."""
-        deadline = time.monotonic() + QUIET_SECONDS_MAX
+        """Waits until the property holds, or for `quiet_seconds`, and keeps what is still found then."""
+        deadline = time.monotonic() + self.quiet_seconds
         while True:
             rows = self.weir.rows()
             findings = check(upstream.events(), rows, self.seen())
@@ -246,7 +265,12 @@ class Chaos:
             self.weir.start_part(verb, int(number or 0))
 
     def _heal(self) -> None:
-        """No more blows: everything runs again."""
+        """No more blows: everything runs again, and without failpoints."""
+        if self.weir.env:
+            self.weir.env.clear()
+            for process in self.weir.parts.values():
+                process.kill()
+                process.wait()
         for _, work in self.later:
             work()
         self.later.clear()

@@ -180,8 +180,10 @@ class Gateway:
         if name in self.parts and self.parts[name].poll() is None:
             return
         with open(self.errors, "ab") as errors, open(self.output, "ab") as output:
+            # A flusher that was killed keeps what it had read; the usual half minute until another takes over is long.
+            more = ["--claim-idle-seconds", "2"] if verb == "flush" else []
             self.parts[name] = subprocess.Popen(
-                [sys.executable, "-m", "proxy", verb, "--config", str(self.config)],
+                [sys.executable, "-m", "proxy", verb, "--config", str(self.config), *more],
                 cwd=self.root,
                 env={**os.environ, "PYTHONPATH": str(self.root), **self.env},
                 stdin=subprocess.DEVNULL,

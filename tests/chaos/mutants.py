@@ -1,0 +1,98 @@
+"""Mutants of the product: copies with one promise broken by a textual replacement, for the driver to find out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.world.gateway import ROOT
+
+
+class Change(NamedTuple):
+    """One replacement; `old` must stand in the file exactly once."""
+
+    path: str
+    old: str
+    new: str
+
+
+ACKNOWLEDGE_BEFORE_COMMIT = (
+    Change(
+        "proxy/flush/loop.py",
+        '        failpoint.reach("flush.before_persist")\n',
+        "        self.source.done(entries)\n"
+        "        await self.source.acknowledge()\n"
+        '        failpoint.reach("flush.before_persist")\n',
+    ),
+)
+NO_PRIMARY_KEY = (
+    Change(
+        "proxy/store/migrations/versions/0001_first.py",
+        '        sa.PrimaryKeyConstraint("epoch", "call", name="usage_pkey"),\n',
+        "",
+    ),
+    Change(
+        "proxy/store/dialect.py",
+        '"ON CONFLICT (epoch, call) DO NOTHING RETURNING epoch, call"',
+        '"RETURNING epoch, call"',
+    ),
+)
+PRUNE_AT_SHIP = (
+    Change(
+        "proxy/keeping/epochs.py",
+        "                state.shipped = batch.last\n",
+        "                state.shipped = batch.last\n"
+        "                await asyncio.to_thread(prune, state.info.path, batch.last)\n",
+    ),
+)
+# Both have a pause where a kill hurts the second alone: a window of nanoseconds would need millions of kills.
+_CLOSE = "    jrn_append(j, slot->call, payload, size);\n    jrn_settle(slot, drop, context);\n}\n"
+_PAUSE = "    nanosleep(&(struct timespec){0, 15000000}, NULL);\n"
+APPEND_PAUSE_FREE = (
+    Change(
+        "proxy/_journal.h",
+        _CLOSE,
+        "    jrn_append(j, slot->call, payload, size);\n" + _PAUSE + "    jrn_settle(slot, drop, context);\n}\n",
+    ),
+)
+FREE_BEFORE_APPEND = (
+    Change(
+        "proxy/_journal.h",
+        _CLOSE,
+        "    uint64_t call = slot->call;\n    jrn_settle(slot, drop, context);\n"
+        + _PAUSE
+        + "    jrn_append(j, call, payload, size);\n}\n",
+    ),
+)
+
+
+def make(directory: Path, changes: tuple[Change, ...]) -> Path:
+    """A copy of the product with these changes, built where C was changed. Returns its root.
+
+    AssertionError when a text does not stand there exactly once: the product has moved on, and the mutant must follow.
+    """
+    root = directory / "mutant"
+    shutil.copytree(ROOT / "proxy", root / "proxy", ignore=shutil.ignore_patterns("__pycache__"))
+    for path, old, new in changes:
+        text = (root / path).read_text()
+        assert text.count(old) == 1, f"{path}: the text to be changed stands there {text.count(old)} times:\n{old}"
+        (root / path).write_text(text.replace(old, new))
+    if any(change.path.endswith(".h") for change in changes):
+        for name in ("setup.py", "pyproject.toml"):
+            shutil.copy(ROOT / name, root / name)
+        (root / "README.md").write_text("")
+        for built in (root / "proxy").glob("_journal.*.so"):
+            built.unlink()
+        subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+            cwd=root,
+            env={**os.environ, "WEIR_EXT": "_journal"},
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+    return root

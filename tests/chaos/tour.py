@@ -1,0 +1,70 @@
+"""A tour of the failpoints: under steady traffic each named place is armed in turn, and must really kill its part."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from proxy.failpoint import VARIABLE
+from tests.chaos.driver import Chaos
+from tests.world.gateway import ROOT, alive
+
+_REACH = re.compile(r"failpoint\.reach\(\"([a-z_.]+)\"\)")
+FIRE_SECONDS_MAX = 15.0
+
+
+def failpoints(root: Path = ROOT) -> list[str]:
+    """Every named place in the product's sources."""
+    return sorted({name for path in (root / "proxy").rglob("*.py") for name in _REACH.findall(path.read_text())})
+
+
+class Tour(Chaos):
+    """Arms one failpoint after the other: supervisor and flushers are killed and started anew with it.
+
+    A worker is killed each time too, so that there is something to recover and to prune.
+    """
+
+    def __init__(self, directory: Path, points: list[str], **options: Any) -> None:
+        super().__init__(directory, requests=10_000_000, weights={}, concurrency=24, **options)
+        self.points = points
+        self.silent: list[str] = []  # armed, and never reached
+
+    def _fight(self, clients: list[subprocess.Popen[bytes]]) -> None:
+        for point in self.points:
+            if not self._fires(point):
+                self.silent.append(point)
+        for client in clients:
+            client.terminate()
+        for client in clients:
+            client.wait(60)
+
+    def _fires(self, point: str) -> bool:
+        """Whether some part dies by itself once the point is armed."""
+        before = set(self.weir.processes())
+        self.weir.env[VARIABLE] = f"{point}=kill"
+        for process in self.weir.parts.values():
+            process.kill()
+            process.wait()
+        for name in list(self.weir.parts):
+            verb, _, number = name.partition("-")
+            self.weir.start_part(verb, int(number or 0))
+        ours: set[int] = set()  # killed by us, or older than the arming
+        seen: set[int] = set()
+        deadline = time.monotonic() + FIRE_SECONDS_MAX
+        while time.monotonic() < deadline:
+            workers = set(self.weir.processes("worker")) - before
+            if workers and not ours and self.weir.ready():
+                ours.add(min(workers))
+                os.kill(min(workers), signal.SIGKILL)
+                self.blows["kill worker"] += 1
+            seen |= set(self.weir.processes()) - before
+            if any(not alive(pid) for pid in seen - ours):
+                self.blows[f"at {point}"] += 1
+                return True
+            time.sleep(0.02)
+        return False
