@@ -1,15 +1,17 @@
 """Bytes on the wire in C: the upstream's connection over llhttp, and the relay of its answer to a client."""
 
 import asyncio
+import builtins
 from collections.abc import Callable
 from typing import Any
 
+from proxy import bounds
 from proxy._journal import Slot
 
 # Why a relay ended, `Relay.ending`:
 RUNNING: int  # 0: not yet
-COMPLETE: int  # the answer's last byte was handed to the client's transport
-ANSWERED: int  # upstream answered with a status other than 200, or one that must not be relayed: nothing was relayed; `status`, `error_body` say what
+COMPLETE: int  # the answer's last byte was handed to the client's transport, or is held for `release_end`
+ANSWERED: int  # upstream's status is not 2xx: nothing was relayed; `status` and `error_body` say what
 LOST: int  # upstream closed or reset before the answer was whole
 PROTOCOL: int  # upstream's framing was wrong; `detail` says how
 CODED: int  # upstream's answer has a Content-Encoding although identity was asked: nothing was relayed
@@ -17,30 +19,35 @@ FIRST_BYTE_TIMEOUT: int
 IDLE_TIMEOUT: int
 TOTAL_TIMEOUT: int
 CLIENT_GONE: int  # the client's transport is closed
-CLIENT_STALLED: int
-CANCELLED: int  # `cancel` was called
+CLIENT_STALLED: int  # the client has read nothing for CLIENT_STALL_SECONDS_MAX
+CANCELLED: int  # `cancel` was called, or the connection was aborted
 CUT: int  # `cut` was called
 
 class Relay:
     """One answer on its way from an upstream's connection to a client's transport.
 
     write: the client transport's `write`; buffered: its `get_write_buffer_size`; on_pause(relay): called once when more
-    than CLIENT_BUFFER_BYTES_MAX stands unread (the upstream is paused by then); the owner calls `resume()` when drained.
-    head: the client's response head lines from Weir (each "name: value\\r\\n"), sent after the status line and the allowed
-    upstream headers. done: a future that is resolved (with None) when the relay has ended in whatever way.
+    than CLIENT_BUFFER_BYTES_MAX stands unread (the upstream is paused by then); the owner calls `resume()` when it has
+    drained. head: the client's response head lines from Weir, each "name: value" with CRLF, which follow the status
+    line and the allowed upstream headers. done: a future that is resolved (with None) when the relay has ended in
+    whatever way. arrived_ns: CLOCK_BOOTTIME.
+
+    The client's head leaves with the first byte of the body, so that everything before it can still become a refusal.
+    Deadlines count from `Connection.start` and need a `Sweeper`; first_byte_ms is for the first byte of the body. An
+    answer other than 2xx whose body does not come whole is ANSWERED all the same, with as much of the body as came.
     """
 
     def __init__(
         self,
-        write: Callable[[bytes], Any],
+        write: Callable[[builtins.bytes], Any],
         buffered: Callable[[], int],
         on_pause: Callable[[Relay], None],
         done: asyncio.Future[None],
         slot: Slot | None,
         arrived_ns: int,
-        head: bytes,
+        head: builtins.bytes,
         *,
-        http10: bool,  # read-until-close framing instead of chunked
+        http10: bool,  # no chunking: where no length is known the body ends with the connection, which the owner closes
         close: bool,  # announce Connection: close
         hide_usage: bool,  # hide the usage frame, for a client that did not ask
         hold_end: bool,  # durability strict: keep the last bytes until `release_end()`
@@ -51,48 +58,76 @@ class Relay:
     ending: int
     status: int  # upstream's, 0 before its head
     started: bool  # a byte has gone to the client
-    reusable: bool
+    reusable: bool  # the connection was given back
     is_stream: bool  # the answer is text/event-stream
     frames: int  # to the client; 1 for a whole non-stream answer
     bytes: int  # payload bytes to the client
     text_bytes: int
-    usage: tuple[int, int, int, int, int] | None
+    usage: tuple[int, int, int, int, int] | None  # prompt, cached, completion, reasoning, audio
     model: str
-    first_us: int
-    error_body: bytes  # of an ANSWERED relay, at most ERROR_BODY_BYTES_MAX
-    error_type: bytes  # its content-type
-    retry_after: bytes  # upstream's retry-after header, as it stood
-    retry_after_ms: bytes
-    should_retry: bytes
-    upstream_request_id: bytes
+    first_us: int  # from arrival to the first byte of the body, 0 before it
+    error_body: builtins.bytes  # of an ANSWERED relay, at most ERROR_BODY_BYTES_MAX; b"" when it was coded
+    error_type: builtins.bytes  # its content-type
+    retry_after: builtins.bytes  # upstream's retry-after header, as it stood
+    retry_after_ms: builtins.bytes
+    should_retry: builtins.bytes
+    upstream_request_id: builtins.bytes
     upstream_error: bool  # the stream carried an `error` frame
     detail: str
-    def resume(self) -> None: ...
-    def release_end(self) -> None: ...
+    def resume(self) -> None:
+        """The client has read: the upstream is read again. No-op when it is not paused."""
+    def release_end(self) -> None:
+        """Writes what `hold_end` kept of a COMPLETE answer: the last piece, of a stream all from `data: [DONE]` on."""
     def cancel(self) -> None:
         """Ends it now: the upstream's connection is aborted. Nothing more is written. No-op once ended."""
-    def cut(self, ending: bytes) -> None:
-        """Ends a stream in the middle with a well-formed ending: writes `ending` (frames) and the terminating chunk."""
+    def cut(self, ending: builtins.bytes) -> None:
+        """Ends a stream in the middle, well formed: writes `ending` (whole frames) and the terminating chunk.
+
+        In the middle of a frame its rest is passed on first, so the relay may end a read later, and by itself if its
+        end comes sooner. Where nothing was written yet, or a length was promised, nothing is written. `ending` is in
+        no counter: it is not the upstream's.
+        """
 
 class Connection(asyncio.Protocol):
-    """One connection to an upstream: one answer at a time, over httptools' llhttp parser."""
+    """One connection to an upstream: one answer at a time, over httptools' llhttp parser.
+
+    Has all that asyncio asks of a Protocol, but does not inherit from it. Nothing that comes from the network raises.
+    """
 
     def __init__(self, on_idle: Callable[[Connection, bool], None]) -> None:
-        """on_idle(connection, reusable) is called when an answer has ended or the idle connection was closed."""
+        """on_idle(connection, reusable) is called when an answer has ended or the idle connection was closed.
+
+        With reusable False it is the last time, and happens exactly once. It must not raise.
+        """
     def start(self, relay: Relay, request: bytes) -> None:
-        """Writes the whole request and binds the relay. Raises ConnectionError when the connection is known to be closed."""
+        """Writes the whole request and binds the relay.
+
+        Raises ConnectionError when the connection is known to be closed, is busy, or the relay has ended: nothing was
+        sent then, so the call may go to another connection.
+        """
     def alive(self) -> bool:
-        """Whether the upstream has neither closed nor sent anything since the last answer; looks at the socket itself."""
+        """Whether an idle connection can be used: the upstream has neither closed nor sent anything since the last
+        answer (this looks at the socket itself), and UPSTREAM_IDLE_SECONDS_MAX has not passed.
+        """
+    @property
+    def closed(self) -> bool: ...
     idle_since_ns: int
     answers: int  # so far
-    def abort(self) -> None: ...
+    def abort(self) -> None:
+        """Closes it at once. A running relay ends as CANCELLED."""
 
 class Sweeper:
-    """Looks at the deadlines of all running relays every SWEEP_SECONDS: one timer for all, none per request."""
+    """Looks at the deadlines of all running relays every SWEEP_SECONDS: one timer for all, none per request.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None: ...
-    def add(self, relay: Relay) -> None: ...
+    A sweep that comes more than a period late judges nobody: what arrived while the loop stood still is read first.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, stall_seconds: float = bounds.CLIENT_STALL_SECONDS_MAX
+    ) -> None: ...
+    def add(self, relay: Relay) -> None:
+        """It leaves by itself when it ends."""
     def running(self) -> int: ...
     def lag_us(self) -> int:
-        """How late the last sweep was: the loop's lag. Resets the maximum since the last call."""
+        """How late the last sweeps were: the loop's lag. The maximum since the last call."""
     def close(self) -> None: ...
