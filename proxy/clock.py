@@ -21,3 +21,8 @@ def boot_id() -> str:
     """The kernel's identity of this boot: times of `now_ns` compare only under the same one."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
+
+
+def pause(seconds: float) -> None:
+    """Sleeps; for the rare place outside an event loop that waits for another process."""
+    time.sleep(seconds)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from time import sleep
+
+from proxy import clock
 
 _TRIES = 10  # `holder` takes a shared lock for an instant; a starter must not be refused by that
 _TRY_SECONDS = 0.02
@@ -31,7 +32,7 @@ def hold(path: Path) -> int:
             except BlockingIOError:
                 if not left:
                     raise Held(path, _read_pid(fd)) from None
-                sleep(_TRY_SECONDS)
+                clock.pause(_TRY_SECONDS)
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
     except BaseException:

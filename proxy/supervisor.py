@@ -322,6 +322,7 @@ class Supervisor:
     async def _restart_all(self) -> None:
         """Keeper and helpers first, then place by place: nothing old ends before its replacement serves."""
         self._log.info("rolling restart begins")
+        self._counters.add(self._counters.series("weir_rolling_restarts_total", "begun"))
         retired: list[Child] = []
         try:
             ok = all([await self._restart_alone(part) for part in self._alone()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from msgspec import Struct
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy.store.database import Database
@@ -75,6 +75,13 @@ class Keys(Database):
             query = query.where(keys.c.tenant == tenant)
         async with self.reading() as connection:
             return [_key(row) for row in await connection.execute(query)]
+
+    async def keys_mark(self) -> tuple[int, int, int]:
+        """Changes with every key that is made or revoked: what a host asks to learn of the others' changes."""
+        query = select(func.count(), func.coalesce(func.max(keys.c.created_us), 0), func.count(keys.c.revoked_us))
+        async with self.reading() as connection:
+            count, newest, revoked = (await connection.execute(query.select_from(keys))).one()
+        return count, newest, revoked
 
     async def revoke_key(self, key_id: str, at_us: int) -> bool:
         """Ends a key. False when there is no such key or it was revoked before (the first time stands)."""

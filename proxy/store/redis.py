@@ -178,8 +178,11 @@ class RedisTransport:
 
     # === the keeper's side ===
 
-    async def ship(self, origin: str, epoch: bytes, first: int, last: int, records: bytes) -> None:
-        """Adds one entry; `records` is what `pack` made. When it raises, the entry may be there: send it again."""
+    async def ship(self, origin: str, epoch: bytes, first: int, last: int, records: bytes) -> int:
+        """Adds one entry; `records` is what `pack` made. When it raises, the entry may be there: send it again.
+
+        Returns the milliseconds of the entry's id: once the stream's `oldest_ms` is beyond it, it is gone.
+        """
         stream = stream_name(origin)
         fields: Any = {"e": epoch, "f": str(first), "l": str(last), "r": records}
         async with self._bounded(stream):
@@ -192,6 +195,7 @@ class RedisTransport:
                     raise WrongType(_WRONG_TYPE.format(name))
                 if isinstance(result, Exception):
                     raise result
+            return int(_text(results[1]).split("-")[0])
 
     async def state(self, origin: str) -> StreamState:
         """What is in the stream of a data directory, and whether the flushers are done with it."""

@@ -23,6 +23,8 @@ class _Cells(NamedTuple):
     unpriced: int
     first_byte: int
     total: int
+    bytes: int
+    frames: int
 
 
 class CallMetrics:
@@ -32,8 +34,6 @@ class CallMetrics:
         self._counters = counters
         self._cells = counters.cells
         self._known: dict[tuple[str, int, str, str, str, str], _Cells] = {}
-        self._bytes = counters.series("weir_relayed_bytes_total")
-        self._frames = counters.series("weir_frames_total")
 
     def record(self, event: UsageEvent) -> None:
         """Counts a finished call. `event.model` must be a model of the policy, never a client's own invention."""
@@ -48,8 +48,8 @@ class CallMetrics:
         cells = self._cells
         cells[known.requests] += 1
         cells[known.tenant] += 1
-        cells[self._bytes] += event.relayed_bytes
-        cells[self._frames] += event.relayed_frames
+        cells[known.bytes] += event.relayed_bytes
+        cells[known.frames] += event.relayed_frames
         if event.prompt_tokens:
             cells[known.prompt] += event.prompt_tokens
         if event.completion_tokens:
@@ -90,4 +90,6 @@ class CallMetrics:
             unpriced=series("weir_unpriced_calls_total", model),
             first_byte=series("weir_first_byte_seconds", upstream, model) if upstream else -1,
             total=series("weir_request_seconds", upstream, model) if upstream else -1,
+            bytes=series("weir_relayed_bytes_total"),
+            frames=series("weir_frames_total"),
         )

@@ -259,7 +259,7 @@ _KEEPER = (
         "weir_rolling_restarts_total",
         "counter",
         ("result",),
-        "Rolling restarts, result ok or failed.",
+        "Rolling restarts: begun, and of these ok or failed.",
         "failed: a replacement did not get ready, and the old worker went on.",
     ),
     Family(
@@ -314,7 +314,7 @@ _KEEPER = (
         "weir_stream_lag_entries",
         "gauge",
         (),
-        "Entries in the Redis stream that no flusher has acknowledged.",
+        "Entries in the Redis stream: waiting for a flusher, or for its acknowledgement.",
         "Start more flushers, or look at the database.",
         "keeper",
     ),

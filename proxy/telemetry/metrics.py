@@ -21,7 +21,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from proxy import bounds
+from proxy import bounds, clock
 from proxy.telemetry.families import BUCKETS_US, FAMILIES, HISTOGRAM_CELLS, OTHER, OVERFLOW
 
 KEEPER_COLUMN = bounds.COLUMNS  # the columns below it are the workers'
@@ -42,6 +42,8 @@ _RESERVED_CELLS = 2 * HISTOGRAM_CELLS * len(FAMILIES)  # kept back for the `othe
 _RESERVED_BYTES = 256 * len(FAMILIES)
 _CACHE_MAX = 4 * bounds.SERIES_MAX  # label sets remembered by one process, those that are counted as `other` included
 _LABEL_BYTES_MAX = bounds.MODEL_BYTES_MAX  # longer label values are cut
+_LOCK_TRIES = 20  # an append takes microseconds; 4 ms is the longest that a call may be held up by another process
+_LOCK_TRY_SECONDS = 0.0002
 _LAST_BUCKET = len(BUCKETS_US)
 
 
@@ -81,8 +83,9 @@ class Counters:
     def series(self, name: str, *labels: str) -> int:
         """The index of a series' first cell, made when it is new; labels in the order of the family's table.
 
-        A tenant or model beyond the bound becomes `other`, and so does every label once the table is full. Raises
-        KeyError for a family that is not declared, ValueError for a wrong number of labels.
+        OVERFLOW_INDEX while the table is held by a process that was stopped: ask again for the next count. A tenant or
+        model beyond the bound becomes `other`, and so does every label once the table is full. Raises KeyError for a
+        family that is not declared, ValueError for a wrong number of labels.
         """
         found = self._cache.get((name, *labels))
         return found if found is not None else self._look_up(name, labels)
@@ -137,11 +140,7 @@ class Counters:
         self._refresh()
         known = self._series.get((name, *wanted))
         if known is None:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # Another process is at the table, or was stopped there. Waiting would stall every call, so this one
-                # count goes to the overflow and the next one asks again.
+            if not self._lock():
                 return OVERFLOW_INDEX
             try:
                 known = self._register(name, wanted)
@@ -151,6 +150,16 @@ class Counters:
             self._cache.clear()
         self._cache[(name, *labels)] = known.first
         return known.first
+
+    def _lock(self) -> bool:
+        """Takes the table's lock. False when another process sits on it, stopped: waiting would stall every call."""
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                clock.pause(_LOCK_TRY_SECONDS)
+        return False
 
     def _register(self, name: str, labels: tuple[str, ...]) -> Series:
         """Finds or appends a series; the caller holds the lock."""

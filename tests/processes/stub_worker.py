@@ -71,9 +71,11 @@ class Stub:
         self.say(board.STATE, board.SERVING)
         await self.ending.wait()
         self.say(board.STATE, board.DRAINING_WORKER)
-        server.close()
-        # A connection taken in the last instant has no handler yet: without the pause it would be dropped.
+        # asyncio drops a connection that is accepted but not yet attached when its server closes: stop accepting,
+        # let those in between arrive, and only then close.
+        loop.remove_reader(listener.fileno())
         await asyncio.sleep(bounds.HANDOVER_SECONDS)
+        server.close()
         hurrying = asyncio.create_task(self.hurry.wait())
         while self.open and not self.hurry.is_set():
             await asyncio.wait((hurrying, *self.open), return_when=asyncio.FIRST_COMPLETED)

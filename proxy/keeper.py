@@ -1,0 +1,235 @@
+"""The keeper: one a data directory, under a lock. It recovers, moves and prunes the journal, publishes the policy,
+watches the key table, and answers for the host on its own port. It may be killed at any instant and started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from proxy import board, bounds, clock, failpoint, locks
+from proxy._fastpath import Arena
+from proxy.board import Board
+from proxy.keeping.epochs import Epochs
+from proxy.keeping.page import Port
+from proxy.keeping.publish import Publisher
+from proxy.settings import Settings, masked
+from proxy.store.redis import RedisTransport, directory_id
+from proxy.store.store import BadData, SchemaMismatch, Store, StoreUnavailable
+from proxy.telemetry.log import Log
+from proxy.telemetry.metrics import KEEPER_COLUMN, Counters
+
+_LOOK_SECONDS = 0.2  # between two looks at the journal: a dead worker is recovered within a second
+_MOVE_SECONDS = 0.1  # between two rounds of shipping when there was nothing to ship
+_CHECK_SECONDS = 0.5  # between two questions to Redis and the database about what arrived
+_KEYS_SECONDS = 0.5  # between two looks at the key table for changes made on other hosts
+_RETENTION_SECONDS = 3600.0
+_RECLAIM_SECONDS = 60.0
+_IDLE_CELL_SECONDS = 600.0  # a limit cell untouched for so long, and at rest, is given back
+_LAST_SHIP_SECONDS = 10.0  # at the end: longer than a few transactions, shorter than a supervisor's patience
+_LOCK_WAIT_SECONDS = 10.0  # a supervised keeper waits so long for its predecessor's last ship
+_EXPIRE_ROWS = 5000  # in one transaction of retention
+_DAY_US = 86_400_000_000
+
+
+class CannotKeep(Exception):
+    """The keeper cannot do its work here; the message says why and what to do."""
+
+
+class Keeper:
+    """`supervised` waits a little for a predecessor that is ending; else a second keeper is refused at once."""
+
+    def __init__(self, settings: Settings, log: Log, *, lifeline: int = -1) -> None:
+        self._settings = settings
+        self._log = log
+        self._lifeline = lifeline
+        data_dir = Path(settings.data_dir)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / "journal").mkdir(mode=0o700, exist_ok=True)
+        self._lock = _hold(data_dir, wait=lifeline >= 0)
+        self._arena = Arena(os.fspath(data_dir / "arena"), clock.boot_id())
+        self._counters = Counters(data_dir / "metrics", KEEPER_COLUMN)
+        self._store = Store.open(settings.database)
+        self._transport = None if settings.redis is None else RedisTransport(settings.redis)
+        self._arena.set_word(board.DATABASE_STATE, board.NOT_CONFIGURED)
+        self._arena.set_word(board.REDIS_STATE, board.NOT_CONFIGURED if self._transport is None else board.AWAY)
+        self._publisher = Publisher(Path(settings.config_dir), data_dir, self._arena, self._counters, log)
+        self._epochs = Epochs(
+            data_dir / "journal",
+            directory_id(data_dir),
+            self._arena,
+            self._store,
+            self._transport,
+            self._counters,
+            log,
+        )
+        self._port = Port(Board(self._arena), self._counters, self._epochs, settings.journal.max_bytes)
+        self._ending = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+        self._failed: BaseException | None = None
+        self._keys_mark: tuple[int, int, int] | None = None
+
+    async def run(self) -> None:
+        """Keeps until told to end. Raises CannotKeep when it cannot begin."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ending.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)
+        if self._lifeline >= 0:
+            loop.add_reader(self._lifeline, self._lost)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._begin()
+            tasks = [asyncio.create_task(self._forever(work, seconds)) for work, seconds in self._duties()]
+            tasks.append(asyncio.create_task(self._reloads()))
+            await self._ending.wait()
+            if self._failed is not None:
+                raise self._failed
+            await _cancel(tasks)
+            await self._last_ship()
+        finally:
+            await _cancel(tasks)
+            await self._close()
+
+    async def _begin(self) -> None:
+        self._arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns())
+        try:
+            await self._store.check_schema()
+        except SchemaMismatch as error:
+            raise CannotKeep(str(error)) from error
+        except (StoreUnavailable, BadData) as error:
+            # The journal keeps everything meanwhile, and whoever is known goes on being served.
+            self._log.warning(
+                "the database is not there yet", database=masked(self._settings.database), reason=str(error)
+            )
+        if not await asyncio.to_thread(self._publisher.begin):
+            raise CannotKeep("The configuration has problems and there is no earlier policy: run `weir check`.")
+        metrics = self._settings.metrics
+        try:
+            port = await self._port.open(metrics.host, metrics.port)
+        except OSError as error:
+            raise CannotKeep(
+                f"metrics: {metrics.host}:{metrics.port} cannot be listened on ({error.strerror or error}); "
+                "stop what uses it or choose another port."
+            ) from error
+        await self._epochs.look()
+        self._arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns())
+        self._arena.set_word(board.KEEPER_PID, os.getpid())
+        self._log.info("keeping", metrics_port=port)
+
+    def _duties(self) -> list[tuple[Callable[[], Awaitable[object]], float]]:
+        duties: list[tuple[Callable[[], Awaitable[object]], float]] = [
+            (self._beat, bounds.HEARTBEAT_SECONDS),
+            (self._epochs.look, _LOOK_SECONDS),
+            (self._move, _MOVE_SECONDS),
+            (self._watch_keys, _KEYS_SECONDS),
+            (self._expire, _RETENTION_SECONDS),
+            (self._reclaim, _RECLAIM_SECONDS),
+        ]
+        if self._transport is not None:
+            duties.append((self._epochs.check_stream, _CHECK_SECONDS))
+        return duties
+
+    async def _forever(self, work: Callable[[], Awaitable[object]], seconds: float) -> None:
+        """A duty that fails in a way nobody foresaw ends the keeper: a new one starts from what is on the disk."""
+        try:
+            while True:
+                await work()
+                await asyncio.sleep(seconds)
+        except Exception as error:
+            self._failed = error
+            self._ending.set()
+
+    def _lost(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._lifeline)
+        self._ending.set()
+
+    # --- duties ---
+
+    async def _beat(self) -> None:
+        self._arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns())
+        self._arena.set_word(board.KEEPER_PID, os.getpid())
+
+    async def _move(self) -> None:
+        while await self._epochs.move():
+            pass
+
+    async def _watch_keys(self) -> None:
+        """A change of keys that another host made: this host's workers must ask again."""
+        try:
+            mark = await self._store.keys_mark()
+        except (StoreUnavailable, BadData):
+            return
+        if mark != self._keys_mark:
+            # At the start too: nobody watched while there was no keeper.
+            self._keys_mark = mark
+            self._arena.raise_word(board.KEYS_GENERATION)
+
+    async def _expire(self) -> None:
+        before_us = clock.wall_us() - self._settings.retention_days * _DAY_US
+        with contextlib.suppress(StoreUnavailable, BadData):
+            while removed := await self._store.expire(before_us, _EXPIRE_ROWS):
+                self._counters.add(self._counters.series("weir_expired_rows_total"), removed)
+
+    async def _reclaim(self) -> None:
+        freed = self._arena.reclaim_idle(clock.now_ns(), int(_IDLE_CELL_SECONDS * 1e9))
+        if freed:
+            self._counters.add(self._counters.series("weir_reclaimed_cells_total"), freed)
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            try:
+                await asyncio.to_thread(self._publisher.reload)
+            except Exception as error:
+                self._failed = error
+                self._ending.set()
+                return
+
+    # --- end ---
+
+    async def _last_ship(self) -> None:
+        """What the workers left is recovered and moved, as far as it goes in the time."""
+        self._log.info("last ship")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_SHIP_SECONDS):
+                await self._epochs.look()
+                while await self._epochs.move():
+                    pass
+                await self._epochs.look()
+                await self._epochs.ask_positions()
+
+    async def _close(self) -> None:
+        failpoint.reach("keeper.before_close")
+        await self._port.close()
+        if self._transport is not None:
+            await self._transport.close()
+        await self._store.close()
+        self._counters.close()
+        self._arena.close()
+        os.close(self._lock)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _hold(data_dir: Path, *, wait: bool) -> int:
+    deadline_ns = clock.now_ns() + int(_LOCK_WAIT_SECONDS * 1e9 if wait else 0)
+    while True:
+        try:
+            return locks.hold(data_dir / "keeper.lock")
+        except locks.Held as held:
+            if clock.now_ns() >= deadline_ns:
+                raise CannotKeep(
+                    f"Another keeper (process {held.pid}) works on {data_dir}; one is enough. "
+                    "Stop it first, or use a data_dir of its own."
+                ) from None
+        clock.pause(0.05)

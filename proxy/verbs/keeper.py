@@ -1,0 +1,41 @@
+"""The keeper as a process: started by the supervisor, or alone for a data directory whose workers run elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from proxy import settings
+from proxy.keeper import CannotKeep, Keeper
+from proxy.policy.problems import PolicyErrors
+from proxy.telemetry.log import Log
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--lifeline-fd` is the supervisor's."""
+    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR")
+    parser.add_argument("--lifeline-fd", type=int, default=-1, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Keeps until told to end: 0 after a last ship, 1 when it cannot work here."""
+
+    async def keep() -> None:
+        found = settings.load(args.config)
+        log = Log("keeper", "summary" if found.log_requests == "summary" else "json")
+        await Keeper(found, log, lifeline=args.lifeline_fd).run()
+
+    try:
+        asyncio.run(keep())
+    except PolicyErrors as errors:
+        for problem in errors.problems:
+            print(problem, file=sys.stderr)
+        return 1
+    except (CannotKeep, ValueError, msgspec.ValidationError) as error:
+        print(f"weir keeper: {error}", file=sys.stderr)
+        return 1
+    return 0

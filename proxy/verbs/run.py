@@ -1,0 +1,113 @@
+"""`weir run`: everything on this machine. Migrates the database, makes a key for this run, and shows how to use it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from proxy.call import Principal
+from proxy.identity import pepper
+from proxy.policy.effective import visible_models
+from proxy.policy.secrets import SecretMissing
+from proxy.policy.snapshot import Policy
+from proxy.settings import Settings, masked
+from proxy.store.store import BadData, SchemaMismatch, StoreUnavailable, migrate
+from proxy.supervisor import Helper, Refused, Supervisor
+from proxy.verbs.keys import RUN_KEY_HOURS, replace_run_key
+from proxy.verbs.proxy import judged, log_of, part, plan
+
+_DEMO_PORT = 8081
+_DEMO_URL = f"http://127.0.0.1:{_DEMO_PORT}/v1"
+_DEMO = "demo"  # the example configuration's name of the tenant and of the model to try the way with
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # an address to listen on is not always one to call
+_CHAT = "chat.completions"
+_QUESTION = "Say hello."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `weir run`."""
+    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs until told to end: 0 after a drain, 1 with a sentence when it cannot start."""
+    found = judged(args.config, "run")
+    if found is None:
+        return 1
+    process, policy = found
+    try:
+        helpers = _helpers(args.config, process, policy)
+        secret = ""
+
+        def show(port: int) -> None:
+            print(welcome(process, policy, helpers, secret, port), flush=True)
+
+        # First of all the lock: a second `weir run` must not revoke the first one's key.
+        supervisor = Supervisor(plan(args.config, process, helpers), log_of(process), show)
+        pepper.of(process.data_dir, process.pepper)
+        asyncio.run(migrate(process.database))
+        tenant = tenant_of(policy)
+        secret = replace_run_key(process, tenant) if tenant else ""
+        return asyncio.run(supervisor.run())
+    except (Refused, SchemaMismatch, StoreUnavailable, BadData, SecretMissing, ValueError, OSError) as error:
+        print(f"weir run: {error}", file=sys.stderr)
+        return 1
+
+
+def _helpers(config: Path, process: Settings, policy: Policy) -> tuple[Helper, ...]:
+    """The demo upstream where the policy points at it, the flusher where there is a Redis."""
+    helpers = []
+    if any(upstream.url == _DEMO_URL for upstream in policy.upstreams.values()):
+        command = (sys.executable, "-m", "proxy", "demo", "--port", str(_DEMO_PORT))
+        helpers.append(Helper("demo", command, first=True, lifeline=False))
+    if process.redis is not None:
+        helpers.append(Helper("flusher", part("flush", config)))
+    return tuple(helpers)
+
+
+def tenant_of(policy: Policy) -> str | None:
+    """Whose key to make: the tenant `demo`, else the first active one; None when there is none."""
+    active = [name for name, tenant in policy.tenants.items() if tenant.status == "active"]
+    return _DEMO if _DEMO in active else min(active, default=None)
+
+
+def model_of(policy: Policy, tenant: str, *, demo: bool) -> str | None:
+    """A model that this tenant can chat with, for the curl line; the demo one only where the demo answers."""
+    visible = visible_models(policy, Principal(tenant, ""))
+    chatting = [name for name in visible if _CHAT in (policy.models[name].endpoints or (_CHAT,))]
+    if demo and _DEMO in chatting:
+        return _DEMO
+    return next((name for name in chatting if name != _DEMO), None)
+
+
+def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secret: str, port: int) -> str:
+    """What is printed once everything serves: addresses, the key, and a curl line that works when it is pasted."""
+    scheme = "https" if process.listen.tls else "http"
+    host = _ANYWHERE.get(process.listen.host, process.listen.host)
+    base = f"{scheme}://{host}:{port}/v1"
+    demo = any(helper.name == "demo" for helper in helpers)
+    upstreams = ", ".join(sorted({upstream.url for upstream in policy.upstreams.values()}))
+    lines = [
+        "",
+        f"Weir serves {base}",
+        f"  upstream  {upstreams}{' (the built-in demo: set WEIR_UPSTREAM_URL for a real one)' if demo else ''}",
+        f"  metrics   http://{process.metrics.host}:{process.metrics.port}/metrics",
+        f"  database  {masked(process.database)}",
+    ]
+    tenant = tenant_of(policy)
+    if tenant is None:
+        return "\n".join([*lines, "  key       none: no tenant is active", ""])
+    lines.append(f"  key       {secret}  (tenant {tenant}, {RUN_KEY_HOURS} h)")
+    model = model_of(policy, tenant, demo=demo)
+    if model is not None:
+        body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": _QUESTION}]})
+        insecure = " -k" if scheme == "https" else ""
+        lines += [
+            "",
+            f"curl -N{insecure} {base}/chat/completions -H 'Authorization: Bearer {secret}' "
+            f"-H 'Content-Type: application/json' -d '{body}'",
+        ]
+    return "\n".join([*lines, ""])
