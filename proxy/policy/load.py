@@ -108,7 +108,7 @@ def _strangers(directory: FilePath, known: tuple[str, ...], problems: list[Probl
         if path.name.startswith(".") or path.suffix not in (".yaml", ".yml") or path.name in known:
             continue
         if known:
-            likely = guess(path.name, known) or f"{TENANTS}/{path.stem}.yaml"
+            likely = guess(path.name, known, cutoff=0.85) or f"{TENANTS}/{path.stem}.yaml"
             problems.append(Problem(str(path), 1, "", f"not a file of the policy; did you mean {likely}?"))
         elif path.suffix == ".yml":
             problems.append(Problem(str(path), 1, "", f"would not be read; name it {path.stem}.yaml"))

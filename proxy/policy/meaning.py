@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from proxy.bounds import PRICE_DOLLARS_MAX, RECORD_BYTES_MAX
 from proxy.policy import schema, secrets
 from proxy.policy.load import Document, Files, T
-from proxy.policy.problems import Path, Problem, guess, instead
+from proxy.policy.problems import Path as Where
+from proxy.policy.problems import Problem, guess, instead
 from proxy.policy.schema import EVERY
 
 NANOS = 10**9  # nano-dollars in a dollar
@@ -28,7 +30,7 @@ class Ceiling(NamedTuple):
     """Limits that a lower level must not widen, and where they are written."""
 
     document: Document[schema.PlansFile] | Document[schema.TenantFile] | Document[schema.WeirFile]
-    path: Path
+    path: Where
     limits: schema.Limits
 
 
@@ -73,8 +75,12 @@ class Judge:
         journal = value.journal
         least = value.workers * (journal.segment_bytes + journal.slots * RECORD_BYTES_MAX)
         if journal.max_bytes < least:
-            sentence = f"{value.workers} workers with {journal.slots} slots need at least {least} bytes"
-            self._wrong(weir, f"{sentence}; raise it, or lower slots or segment_bytes", "journal", "max_bytes")
+            sentence = f"too small for workers ({value.workers}), slots ({journal.slots}) and segment_bytes"
+            self._wrong(weir, f"{sentence}; write at least {least}", "journal", "max_bytes")
+        if value.database is not None and value.database.startswith("sqlite:"):
+            name = value.database.removeprefix("sqlite://")
+            if not name.startswith("/") or name.strip("/") in ("", ":memory:"):
+                self._wrong(weir, "names no file that every process could open; write sqlite:///path", "database")
         if value.pepper is not None:
             self._readable(weir, value.pepper, "pepper")
 
@@ -96,23 +102,16 @@ class Judge:
             at = ("upstreams", name)
             self._url(weir, upstream, name)
             times = upstream.timeouts
-            for shorter in ("connect_seconds", "first_byte_seconds", "idle_seconds"):
-                bound = getattr(times, shorter)
+            for shorter in weir.named(*at, "timeouts"):
+                bound: float = getattr(times, shorter, 0.0)
                 if bound > times.total_seconds:
-                    sentence = (
-                        f"{bound:g} is longer than total_seconds ({times.total_seconds:g}) and can never be reached"
-                    )
-                    # Where it is only a default, the line of total_seconds is the one that contradicts.
-                    written = shorter in weir.named(*at, "timeouts")
-                    self._wrong(
-                        weir,
-                        sentence if written else f"shorter than the default of {shorter} ({bound:g}); set that too",
-                        *at,
-                        "timeouts",
-                        shorter if written else "total_seconds",
-                    )
-            if upstream.ca_bundle is not None and not (self.files.base / upstream.ca_bundle).is_file():
-                self._wrong(weir, f"no file {self.files.base / upstream.ca_bundle}", *at, "ca_bundle")
+                    sentence = f"{bound:g} is longer than total_seconds ({times.total_seconds:g}); it would never count"
+                    self._wrong(weir, sentence, *at, "timeouts", shorter)
+            if upstream.ca_bundle is not None:
+                if upstream.url.startswith("http:"):
+                    self._wrong(weir, "has no effect on an http URL; write https, or remove it", *at, "ca_bundle")
+                elif not (self.files.base / upstream.ca_bundle).is_file():
+                    self._wrong(weir, f"no file {self.files.base / upstream.ca_bundle}", *at, "ca_bundle")
             if upstream.key is not None:
                 self._readable(weir, upstream.key, *at, "key")
 
@@ -144,8 +143,6 @@ class Judge:
             self._wrong(
                 weir, f"is this gateway's own address, at {weir.source('listen', 'port')}; calls would circle", *at
             )
-        if upstream.ca_bundle is not None and url.scheme == "http":
-            self._wrong(weir, "has no effect on an http URL; write https, or remove it", "upstreams", name, "ca_bundle")
         self._url_doubts(weir, upstream, url, at)
 
     def _url_doubts(
@@ -258,24 +255,24 @@ class Judge:
 
     def tenants(self) -> None:
         plans = self.files.plans
-        first: dict[str, Document[schema.TenantFile]] = {}
+        own = {
+            each.value.name: each for each in self.files.tenants if each.value and each.value.name == _stem(each.file)
+        }
         for tenant in self.files.tenants:
             value = tenant.value
             if value is None:
                 continue
-            stem = tenant.file.replace("\\", "/").rpartition("/")[2].removesuffix(".yaml")
-            if value.name in first:
-                where = first[value.name].source("name")
+            stem = _stem(tenant.file)
+            if value.name != stem and value.name in own:
+                where = own[value.name].source("name")
                 self._wrong(
-                    tenant, f"the tenant {value.name} stands twice, first at {where}; one file is one tenant", "name"
+                    tenant, f"the tenant {value.name} stands twice; it is {where}, one file is one tenant", "name"
                 )
             elif value.name != stem:
                 sentence = (
                     f"{value.name} is not the name of the file; write {stem}, or rename the file {value.name}.yaml"
                 )
                 self._wrong(tenant, sentence, "name")
-            if value.name not in first or value.name == stem:
-                first[value.name] = tenant
             if value.tag_header is not None and value.tag_header.lower() in _SECRET_HEADERS:
                 self._wrong(tenant, f"{value.tag_header} is never kept; name another header", "tag_header")
             known = plans.named("plans")
@@ -300,7 +297,7 @@ class Judge:
                 if above is None or EVERY in above:
                     continue
                 for index, each in enumerate(below):
-                    if each not in above and each != EVERY:
+                    if each not in above and each != EVERY and (name == "endpoints" or self._exists(each)):
                         where = plans.source(*at, name)
                         sentence = f"{each} is not in the plan {value.plan} at {where}; a tenant can only narrow"
                         self._wrong(tenant, sentence, name, index)
@@ -324,16 +321,22 @@ class Judge:
         return [] if found is None else [Ceiling(weir, ("models", model, "limits"), found.limits)]
 
     def _may_use(self, document: Document[T], rights: schema.Rights, model: str, at: tuple[str, ...]) -> None:
-        if rights.models is not None and model not in rights.models and EVERY not in rights.models and model != EVERY:
+        allowed = rights.models
+        if allowed is not None and not {model, EVERY} & set(allowed) and model != EVERY and self._exists(model):
             where = document.source(*at, "models")
             self._wrong(document, f"limits a model that models at {where} does not allow", *at, "model_limits", model)
+
+    def _exists(self, model: str) -> bool:
+        """Whether a name is one of a model; another one is reported as unknown, and as nothing else."""
+        known = self.files.weir.named("models")
+        return model in known or EVERY in known or not known
 
     def _known_models(self, document: Document[T], rights: schema.Rights, at: tuple[str, ...]) -> None:
         weir = self.files.weir
         known = weir.named("models")
         if ("models",) not in weir.names:
             return
-        named: list[tuple[str, Path]] = [
+        named: list[tuple[str, Where]] = [
             (name, (*at, "models", index)) for index, name in enumerate(rights.models or [])
         ]
         named += [(name, (*at, "model_limits", name)) for name in rights.model_limits]
@@ -350,7 +353,7 @@ class Judge:
 
     # --- limits ---
 
-    def _limits(self, document: Document[T], at: Path, limits: schema.Limits, ceilings: list[Ceiling]) -> None:
+    def _limits(self, document: Document[T], at: Where, limits: schema.Limits, ceilings: list[Ceiling]) -> None:
         for name in limits.__struct_fields__:
             value: int | None = getattr(limits, name)
             if value is None:
@@ -374,3 +377,7 @@ class Judge:
 
 def _printable(text: str) -> bool:
     return all("!" <= letter <= "~" for letter in text)
+
+
+def _stem(file: str) -> str:
+    return Path(file).stem

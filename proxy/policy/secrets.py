@@ -15,6 +15,7 @@ from proxy.bounds import SECRET_BYTES_MAX
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _VARIABLE = re.compile(rf"\$(\$\{{)|\$\{{({_NAME})(?::-([^}}]*))?\}}|(\$\{{[^}}]*\}}?)")
+_PASSWORD_IN_QUERY = re.compile(r"[?&]password=([^&]*)", re.IGNORECASE)
 _SECRET = re.compile(rf"\$\{{({_NAME})(:-)?\}}|file:(/.+)")
 
 
@@ -62,6 +63,15 @@ def complaint(reference: str) -> str | None:
     if re.fullmatch(rf"\$\{{{_NAME}:-.+\}}", reference) is not None:
         return "a secret cannot have a default in the file; write ${NAME}, or ${NAME:-} where it may be absent"
     return "a secret cannot stand in the file; write ${NAME} or file:/path"
+
+
+def holds_password(url: str) -> bool:
+    """Whether a URL, as written in the file, has a password that is not a variable."""
+    _, _, rest = url.partition("://")
+    _, _, password = rest.rpartition("@")[0].partition(":")
+    query = _PASSWORD_IN_QUERY.search(rest)
+    written = [word for word in (password, query[1] if query else "") if word]
+    return any(complaint(word) is not None for word in written)
 
 
 def resolve(reference: str, env: Mapping[str, str] | None = None) -> bytes:

@@ -223,9 +223,7 @@ class _Reader:
         if not separator or scheme not in schemes or not rest:
             starts = listed([f"{each}://" for each in schemes], "or")
             return self._wrong(node.line, path, f"must begin with {starts}, and go on")
-        written = node.text.partition("://")[2].partition("/")[0]
-        _, _, password = written.rpartition("@")[0].partition(":")
-        if password and not secrets.has_variable(password):
+        if secrets.holds_password(node.text):
             return self._wrong(node.line, path, "a password cannot stand in the file; write ${NAME} in its place")
         return text
 
@@ -234,8 +232,8 @@ class _Reader:
         good = pattern.fullmatch(text) is not None
         if not good or (quoted and not isinstance(kind, inspect.DecimalType)):
             hint = "; remove the quotes" if good else ""
-            if not good and node.plain and node.tag in ("int", "float") and not found.startswith("the"):
-                hint = "; YAML readers differ on how to read it, write plain digits"
+            if not good and node.plain and (node.tag == "int" or (node.tag == "float" and "e" in text.lower())):
+                hint = "; write plain digits"  # 010 is 8 to one YAML reader and 10 to another
             return self._wrong(node.line, path, f"expected {_noun(kind)}, found {found}{hint}")
         digits = text.replace("_", "")
         if isinstance(kind, inspect.DecimalType):
@@ -279,8 +277,11 @@ def _key_instead(name: str, kind: inspect.StructType) -> str:
     if guess(name, names) is None:
         for each in kind.fields:
             inner = each.type
-            while isinstance(inner, inspect.Metadata):
-                inner = inner.type
+            while isinstance(inner, inspect.Metadata | inspect.UnionType):
+                inner = inner.types[0] if isinstance(inner, inspect.UnionType) else inner.type
             if isinstance(inner, inspect.StructType) and name in [below.encode_name for below in inner.fields]:
                 return f"did you mean {each.encode_name}.{name}?"
+            item = inner.item_type if isinstance(inner, inspect.ListType) else None
+            if isinstance(item, inspect.StructType) and name in [below.encode_name for below in item.fields]:
+                return f"did you mean {each.encode_name}[0].{name}?"
     return instead(name, names, "no key is known here")

@@ -127,9 +127,9 @@ class _Builder:
             self._stop(event, path[:3], f"nested deeper than {POLICY_DEPTH_MAX} levels")
         assert isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent | yaml.ScalarEvent)
         if event.anchor is not None:
-            self._stop(event, path, f"anchor &{event.anchor}; anchors are not supported, write the value out")
+            self._stop(event, path, f"anchor &{event.anchor}; anchors are not supported, remove it")
         if event.tag is not None:
-            self._stop(event, path, f"tag {event.tag}; tags are not supported, remove it")
+            self._stop(event, path, f"tag {_short(event.tag)}; tags are not supported, remove it")
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(line, path)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -169,3 +169,8 @@ class _Builder:
 def _line(event: yaml.Event) -> int:
     assert event.start_mark is not None
     return event.start_mark.line + 1
+
+
+def _short(tag: str) -> str:
+    """A tag as it was written."""
+    return tag.replace("tag:yaml.org,2002:", "!!")

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def explained(policy: Policy, principal: Principal, model: str, endpoint: str, verdict: Effective) -> Iterator[str]:
     """The verdict in lines: what was asked, what decides, and every rule in force with its file and line."""
     yield f"policy    {policy.version}"
-    yield f"key       {principal.key_id or 'any'} of tenant {principal.tenant}"
+    yield f"key       {principal.key_id} of tenant {principal.tenant}"
     if verdict.tenant is not None and verdict.plan is not None:
         yield f"tenant    {verdict.tenant.name}, {verdict.tenant.status}  ({verdict.tenant.source})"
         yield f"plan      {verdict.plan.name}  ({verdict.plan.source}, chosen at {verdict.tenant.plan_source})"
@@ -107,7 +107,7 @@ def _endpoint(policy: Policy, model: str) -> str:
 def _who(args: argparse.Namespace, process: Settings) -> tuple[Principal, bool]:
     """The caller that is asked about, and whether its key is revoked."""
     if args.tenant is not None:
-        return Principal(tenant=args.tenant, key_id=""), False
+        return Principal(tenant=args.tenant, key_id="<each>"), False
     word = sys.stdin.readline().strip() if args.key == "-" else args.key
     row = asyncio.run(_row(process, word))
     if row is None:

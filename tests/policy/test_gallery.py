@@ -1,0 +1,106 @@
+"""Every bad configuration gives exactly its sentences; every good one compiles and survives the snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy import settings
+from proxy.policy.compile import compile_policy, examine
+from proxy.policy.problems import PolicyErrors
+from proxy.policy.snapshot import Policy
+from tests.policy.gallery import BASE, EXAMPLE, cases, environment, lay_out, note
+
+CASE_LINES_MAX = 200  # a longer sentence would not be read
+
+
+@pytest.mark.parametrize("case", cases("bad"), ids=lambda case: case.name)
+def test_bad_configurations_give_their_sentences(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should name file, line, path and remedy: all problems, nothing else, in the words of expected.txt."""
+    lay_out(case, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    examined = examine("config", {})
+    assert "".join(f"{problem}\n" for problem in examined.problems) == note(case, "expected.txt")
+    assert examined.policy is None
+    assert all(len(str(problem)) <= CASE_LINES_MAX for problem in examined.problems)
+    with pytest.raises(PolicyErrors) as raised:
+        compile_policy("config", {})
+    assert raised.value.problems == examined.problems
+    assert str(raised.value) + "\n" == note(case, "expected.txt")
+
+
+@pytest.mark.parametrize("case", [BASE, *cases("good")], ids=lambda case: case.name)
+def test_good_configurations_compile(case: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should compile, warn in the words of warnings.txt, and read back from the snapshot as the same policy."""
+    lay_out(case, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    examined = examine("config", environment(case))
+    assert not examined.problems
+    assert "".join(f"{warning}\n" for warning in examined.warnings) == note(case, "warnings.txt")
+    assert examined.policy is not None
+    again = Policy.decode(examined.policy.encode())
+    assert again == examined.policy
+    assert again.encode() == examined.policy.encode()
+    assert compile_policy("config", environment(case)).version == examined.policy.version
+    settings.load("config", environment(case))
+
+
+def test_the_gallery_is_large_and_every_kind_of_pass_is_in_it() -> None:
+    """Should hold at least 35 bad cases, of each of the three passes."""
+    names = [case.name for case in cases("bad")]
+    assert len(names) >= 35
+    assert {name.partition("-")[0] for name in names} >= {"text", "shape", "meaning", "files"}
+
+
+def test_problems_of_the_process_part_are_those_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should say the same of weir.yaml whether the process or the policy is read from it."""
+    seen = 0
+    for case in cases("bad"):
+        expected = note(case, "expected.txt").splitlines()
+        process = [line for line in expected if line.partition(": ")[2].startswith(("listen", "metrics", "journal"))]
+        if not process:
+            continue
+        lay_out(case, tmp_path / case.name)
+        monkeypatch.chdir(tmp_path / case.name)
+        with pytest.raises(PolicyErrors) as raised:
+            settings.load("config", {})
+        assert set(process) <= {str(problem) for problem in raised.value.problems}
+        seen += 1
+    assert seen >= 4
+
+
+def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should say which file is not there, and take an absent price list for an empty one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    lines = [str(problem) for problem in examine("config", {}).problems]
+    assert lines == ["config/plans.yaml:1: no such file", "config/weir.yaml:1: no such file"]
+    lay_out(BASE, tmp_path / "other")
+    monkeypatch.chdir(tmp_path / "other")
+    Path("config/prices.yaml").unlink()
+    lines = [str(problem) for problem in examine("config", {}).problems]
+    assert lines == [
+        f"config/weir.yaml:{line}: models.{name}: no price; add one to config/prices.yaml, or write unpriced: true"
+        for line, name in ((5, "small"), (7, "large"))
+    ]
+
+
+def test_paths_are_as_the_operator_gave_them(tmp_path: Path) -> None:
+    """Should repeat an absolute configuration directory as it was given."""
+    config = lay_out(BASE, tmp_path)
+    (config / "tenants" / "acme.yaml").write_text("name: acme\nplan: tema\n")
+    problems = examine(config, {}).problems
+    assert str(problems[0]) == f"{config}/tenants/acme.yaml:2: plan: unknown plan tema; did you mean team?"
+
+
+def test_the_example_configuration_is_good() -> None:
+    """Should compile config/ as it is shipped, without an environment and without a doubt."""
+    examined = examine(EXAMPLE, {})
+    assert not examined.problems
+    assert not examined.warnings
+    assert examined.policy is not None
+    assert set(examined.policy.tenants) == {"demo", "acme"}
+    assert examined.policy.upstreams["default"].url == "http://127.0.0.1:8081/v1"
+    process = settings.load(EXAMPLE, {})
+    assert (process.listen.port, process.metrics.port, process.data_dir) == (8080, 9091, EXAMPLE.parent / ".data")
