@@ -1,7 +1,7 @@
-"""Named places where a test may kill this process: how "nothing is lost, whenever it dies" is shown and not hoped.
+"""Named places where a test may kill or freeze this process: so that "whenever it dies" is shown and not hoped.
 
-`WEIR_FAILPOINTS="flush.after_commit=kill, flush.before_persist=kill@3"` sends SIGKILL to the own process when the named
-place is reached for the first, or the n-th, time. Unset, as in every real run, `reach` is an empty function.
+`WEIR_FAILPOINTS="flush.after_commit=kill, flush.before_persist=stop@3"` sends SIGKILL, or SIGSTOP, to the own process
+when the named place is reached for the first, or the n-th, time. Unset, as in every real run, `reach` does nothing.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from collections.abc import Mapping
 VARIABLE = "WEIR_FAILPOINTS"
 
 
-def parse(text: str) -> dict[str, int]:
-    """Name → how many times the place may be reached until it kills. Raises ValueError with what was wrong."""
-    points: dict[str, int] = {}
+_SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+
+
+def parse(text: str) -> dict[str, tuple[signal.Signals, int]]:
+    """Name → which signal, and at the how manieth time. Raises ValueError with what was wrong."""
+    points: dict[str, tuple[signal.Signals, int]] = {}
     for part in text.split(","):
         if not part.strip():
             continue
         name, equals, action = (word.strip() for word in part.partition("="))
         verb, at, count = action.partition("@")
-        if not name or not equals or verb != "kill" or (at and not (count.isdecimal() and int(count) > 0)):
-            raise ValueError(f"{VARIABLE}: {part.strip()!r} is not of the form name=kill or name=kill@3")
-        points[name] = int(count) if at else 1
+        if not name or not equals or verb not in _SIGNALS or (at and not (count.isdecimal() and int(count) > 0)):
+            raise ValueError(f"{VARIABLE}: {part.strip()!r} is not of the form name=kill, name=stop or name=kill@3")
+        points[name] = (_SIGNALS[verb], int(count) if at else 1)
     return points
 
 
@@ -32,16 +35,18 @@ def _nothing(name: str) -> None:
 
 
 class _Armed:
-    """Counts down to the kill, place by place."""
+    """Counts down to the signal, place by place."""
 
-    def __init__(self, points: dict[str, int]) -> None:
-        self.left = points
+    def __init__(self, points: dict[str, tuple[signal.Signals, int]]) -> None:
+        self.points = points
+        self.reached = dict.fromkeys(points, 0)
 
     def __call__(self, name: str) -> None:
-        if name in self.left:
-            self.left[name] -= 1
-            if self.left[name] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+        if name in self.points:
+            self.reached[name] += 1
+            number, count = self.points[name]
+            if self.reached[name] == count:
+                os.kill(os.getpid(), number)
 
 
 def _armed(environment: Mapping[str, str]) -> _Armed | None:

@@ -117,10 +117,14 @@ def row_of(epoch: bytes, event: UsageEvent, digest: int) -> Row:
         if type(value) is int and not 0 <= value <= limit:
             raise ValueError(f"{name} is {value}, outside 0 to {limit}")
     day = day_of(values[_STARTED])
-    tags = json.dumps(dict(values[_TAGS]), ensure_ascii=False, sort_keys=True)
-    # NUL is legal in a JSON string, hence in a client's `user`, but PostgreSQL's text cannot hold it.
-    cleaned = tuple(value.replace("\0", "\ufffd") if type(value) is str else value for value in values[1:])
-    return (epoch, event.call, digest, day, *cleaned[: _TAGS - 1], tags.replace("\\u0000", "\ufffd"), *cleaned[_TAGS:])
+    tags = json.dumps({_clean(name): _clean(value) for name, value in values[_TAGS]}, ensure_ascii=False)
+    cleaned = tuple(_clean(value) if type(value) is str else value for value in values[1:])
+    return (epoch, event.call, digest, day, *cleaned[: _TAGS - 1], tags, *cleaned[_TAGS:])
+
+
+def _clean(text: str) -> str:
+    """NUL is legal in a JSON string, hence in a client's `user`, but PostgreSQL's text cannot hold it."""
+    return text.replace("\0", "\ufffd")
 
 
 def fold(batches: Iterable[Batch]) -> Folded:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from sqlalchemy import URL, event, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
@@ -106,6 +106,11 @@ def _sqlite_engine(path: Path, *, readonly: bool, create: bool) -> AsyncEngine:
         write = connection.get_execution_options().get("write", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
+    def connecting(*_: object) -> None:
+        if not create and not path.exists():
+            raise FileNotFoundError(f"there is no file {path}")
+
+    event.listen(engine.sync_engine, "do_connect", connecting)
     event.listen(engine.sync_engine, "connect", connected)
     event.listen(engine.sync_engine, "begin", begun)
     return engine
@@ -219,8 +224,7 @@ class Database:
     async def _revision(self) -> str | None:
         if self.sqlite:
             names = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
-            path = Path(str(self.engine.url.database).removeprefix("file:"))
-            if not path.exists() and "%" not in str(path):
+            if not Path(unquote(str(self.engine.url.database)).removeprefix("file:")).exists():
                 return None
         else:
             names = "SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('alembic_version')"

@@ -171,7 +171,7 @@ class Verifying(Database):
     async def _expire(self, connection: AsyncConnection, before_us: int, batch: int) -> int:
         query = select(usage.c.epoch, usage.c.call).where(usage.c.started_us < before_us)
         query = query.order_by(usage.c.started_us).limit(batch)
-        found = [(bytes(epoch), call) for epoch, call in (await connection.execute(query)).tuples()]
+        found = [(bytes(epoch), call) for epoch, call in await connection.execute(query)]
         if not found:
             return 0
         # The epochs first and in order, as in `persist`: the two wait for each other and never deadlock.
@@ -196,7 +196,7 @@ class Verifying(Database):
         for start in range(0, len(found), 500):
             which = tuple_(usage.c.epoch, usage.c.call).in_(found[start : start + 500])
             query = delete(usage).where(which).returning(usage.c.epoch, usage.c.call)
-            deleted += [(bytes(epoch), call) for epoch, call in (await connection.execute(query)).tuples()]
+            deleted += [(bytes(epoch), call) for epoch, call in await connection.execute(query)]
         return deleted
 
 

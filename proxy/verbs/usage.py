@@ -22,6 +22,8 @@ from proxy.store.store import Filters, Report, SchemaMismatch, Store, StoreUnava
 from proxy.store.usage import BY, Sums
 from proxy.store.verify import check_journals
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = datetime.resolution
 _RELATIVE = re.compile(r"(\d{1,6})([hd])")
 _HEADINGS = {
     "requests": "requests",
@@ -155,10 +157,7 @@ def parse_time(text: str | None, now_us: int) -> int | None:
         raise ValueError(f"{text!r} is no time: write 2026-07-01, 2026-07-01T12:00:00Z, 7d or 12h.") from error
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    return max((when - datetime(1970, 1, 1, tzinfo=UTC)) // _MICROSECOND, 0)
-
-
-_MICROSECOND = datetime.resolution
+    return max((when - _EPOCH) // _MICROSECOND, 0)
 
 
 def dollars(nanos: int) -> str:
@@ -172,7 +171,7 @@ def _cell(name: str, value: Any) -> str:
     if name == "cost_nanos":
         return dollars(value)
     if name == "started_us":
-        moment = datetime(1970, 1, 1, tzinfo=UTC) + value * _MICROSECOND
+        moment: datetime = _EPOCH + value * _MICROSECOND
         return moment.strftime("%Y-%m-%d %H:%M:%S")
     if name == "total_us":
         return f"{value / 1000:.1f} ms"

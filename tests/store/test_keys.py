@@ -1,0 +1,115 @@
+"""Keys in the database: what goes in comes out, and a revocation is once and for all."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.store.keys import KeyRow
+from proxy.store.store import BadData, Store
+from tests.store.records import run
+
+
+def key(number: int, **fields: object) -> KeyRow:
+    """A key; `fields` replace the ordinary ones."""
+    values: dict[str, object] = {
+        "key_id": f"key_{number}",
+        "digest": number.to_bytes(32, "big"),
+        "tenant": "acme",
+        "name": "ci",
+        "owner": None,
+        "tags": (),
+        "endpoints": None,
+        "models": None,
+        "last4": "abcd",
+        "created_us": number,
+    }
+    return KeyRow(**values | fields)  # type: ignore[arg-type]
+
+
+def test_a_key_comes_back_as_it_went_in(url: str) -> None:
+    """Every field, None and empty told apart, order of tags kept."""
+    rows = [
+        key(1),
+        key(2, owner="anna", tags=(("z", "1"), ("a", "2")), endpoints=(), models=("m", "n"), expires_us=2**50),
+    ]
+
+    async def work() -> None:
+        store = Store.open(url)
+        for row in rows:
+            await store.insert_key(row)
+        for row in rows:
+            assert await store.key_by_digest(row.digest) == row
+        assert await store.key_by_digest(b"\0" * 32) is None
+        await store.close()
+
+    run(work())
+
+
+def test_an_id_or_digest_is_taken_once(url: str) -> None:
+    """A second key with the same id or digest is refused as bad data and changes nothing."""
+
+    async def work() -> None:
+        store = Store.open(url)
+        await store.insert_key(key(1))
+        for twin in (key(1, digest=b"x" * 32), key(2, digest=key(1).digest)):
+            with pytest.raises(BadData):
+                await store.insert_key(twin)
+        assert await store.list_keys() == [key(1)]
+        await store.close()
+
+    run(work())
+
+
+def test_keys_are_listed_by_tenant_and_age(url: str) -> None:
+    """Oldest first; another tenant's keys do not show."""
+
+    async def work() -> None:
+        store = Store.open(url)
+        for number, tenant in ((3, "acme"), (1, "globex"), (2, "acme")):
+            await store.insert_key(key(number, tenant=tenant))
+        assert [row.key_id for row in await store.list_keys()] == ["key_1", "key_2", "key_3"]
+        assert [row.key_id for row in await store.list_keys("acme")] == ["key_2", "key_3"]
+        assert await store.list_keys("acme' OR '1'='1") == []
+        await store.close()
+
+    run(work())
+
+
+def test_a_revocation_is_seen_by_other_connections_at_once(url: str) -> None:
+    """It is committed when the call returns, its first time stands, and an unknown key says so."""
+
+    async def work() -> None:
+        store, worker = Store.open(url), Store.open(url, readonly=True)
+        await store.insert_key(key(1))
+        seen = await worker.key_by_digest(key(1).digest)
+        assert seen is not None
+        assert seen.revoked_us is None
+        assert await store.revoke_key("key_1", 77) is True
+        seen = await worker.key_by_digest(key(1).digest)
+        assert seen is not None
+        assert seen.revoked_us == 77
+        assert await store.revoke_key("key_1", 99) is False
+        assert await store.revoke_key("nobody", 99) is False
+        seen = await worker.key_by_digest(key(1).digest)
+        assert seen is not None
+        assert seen.revoked_us == 77
+        await store.close()
+        await worker.close()
+
+    run(work())
+
+
+def test_keys_of_a_name_are_revoked_together(url: str) -> None:
+    """`weir run` replaces its key: all valid ones of the tenant and name end, the others stay."""
+
+    async def work() -> None:
+        store = Store.open(url)
+        for number, tenant, name in ((1, "acme", "run"), (2, "acme", "run"), (3, "acme", "ci"), (4, "globex", "run")):
+            await store.insert_key(key(number, tenant=tenant, name=name))
+        await store.revoke_key("key_1", 5)
+        assert await store.revoke_keys_named("acme", "run", 9) == 1
+        revoked = {row.key_id: row.revoked_us for row in await store.list_keys()}
+        assert revoked == {"key_1": 5, "key_2": 9, "key_3": None, "key_4": None}
+        await store.close()
+
+    run(work())
