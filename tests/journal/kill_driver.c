@@ -24,8 +24,8 @@ void jrn_killpoint(void) {
 #include JOURNAL_HEADER
 
 #define SLOTS 12
-#define SEGMENTS 48
-#define SEGMENT_BYTES 16384
+#define SEGMENTS 128
+#define SEGMENT_BYTES 6144 /* small, so that calls often lie across several */
 #define CELLS 8
 #define CALLS_MAX 4000
 #define CRASH 9
@@ -84,8 +84,8 @@ static int make_event(const jrn_slot *slot, uint64_t term, char *payload) {
     counters_of(seen[0], want);
     e.torn = memcmp(want, seen, sizeof want) != 0;
     e.opened_bad = slot->opened_size != opened_size(slot->call) || differs(slot->opened, slot->opened_size, slot->call);
-    e.sent_bad = sent && (sent != sent_size(slot->call, attempt) || differs(slot->sent, sent, slot->call ^ attempt << 20));
-    e.filler = slot->call * 53 % 300 + (slot->call % 41 == 0 ? 1500 : 0);
+    e.sent_bad = sent && (sent != sent_size(slot->call, attempt) || differs(slot->sent, sent, slot->call * 8 + attempt));
+    e.filler = slot->call * 53 % 1200 + (slot->call % 41 == 0 ? 700 : 0);
     memcpy(payload, &e, sizeof e);
     fill(payload + sizeof e, e.filler, e.call + e.term);
     return (int)(sizeof e + e.filler);
@@ -124,11 +124,11 @@ static void work(uint64_t seed) {
     for (;;) {
         jrn_slot *slot = &world.slots[draw(SLOTS)];
         char bytes[JRN_RECORD_BYTES_MAX];
-        if (at > SEGMENTS - 12 || calls + 1 >= CALLS_MAX) {
+        if (at > SEGMENTS - 24 || calls + 1 >= CALLS_MAX) {
             if (kill_after) kill(getpid(), SIGKILL); /* the world is too small for this boundary */
             pause();
         }
-        if (draw(400) == 0) { /* a group sync, now and then one that fails */
+        if (draw(70) == 0) { /* a group sync, now and then one that fails */
             if (draw(2)) {
                 at += jrn_move(&j, world.segments + unsynced, at - unsynced + 1, world.segments + at + 1, synced);
             }
@@ -152,9 +152,9 @@ static void work(uint64_t seed) {
         }
         oracle *o = &world.oracles[slot->call];
         uint64_t what = draw(8);
-        if (what == 0 && o->attempts < 5 && o->noted == 0) {
+        if (o->noted == 0 && o->attempts < 4 && draw(2)) {
             uint64_t attempt = o->attempts + 1;
-            fill(bytes, sent_size(slot->call, attempt), slot->call ^ attempt << 20);
+            fill(bytes, sent_size(slot->call, attempt), slot->call * 8 + attempt);
             JRN_STORE(&o->attempts, attempt);
             JRN_STEP();
             jrn_sent(slot, (uint32_t)attempt, bytes, sent_size(slot->call, attempt));
