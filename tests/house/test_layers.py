@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "house")),
     ("stories", ("journey", "flush")),
     ("planes", ("front",)),
-    ("roots", ("worker", "wiring", "supervisor", "keeper", "demo", "cli", "verbs", "parts", "__main__")),
+    ("roots", ("worker", "wiring", "supervisor", "keeper", "keeping", "demo", "cli", "verbs", "parts", "__main__")),
 ]
 FLOOR = {name: number for number, (_, names) in enumerate(FLOORS) for name in names}
 PURE = ("policy", "dialects", "tokens", "record", "route", "authorise", "flush.fold")

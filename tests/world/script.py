@@ -22,8 +22,12 @@ Framing = Literal["chunked", "length", "close", "http10"]
 
 
 class Script(Struct, frozen=True, forbid_unknown_fields=True):
-    """One request's stage directions. Positions count payload frames: 0 is after the head, -1 before the head."""
+    """One request's stage directions. Positions count payload frames: 0 is after the head, -1 before the head.
 
+    A whole answer that is to be cut further on is cut in its middle.
+    """
+
+    keep: bool = False  # write this request's headers and body into the ledger
     # what is said
     tokens: int = 8  # content frames of a stream; completion_tokens of either kind of answer
     prompt_tokens: int = -1  # -1: the number of words of the prompt

@@ -184,6 +184,10 @@ class Answer:
             self.frames += piece.frames
             self.bytes += len(piece.data)
             self.content += piece.tokens
+            if not streamed and not (script.reset_at is None and script.close_at is None):
+                # A whole answer has no frames to cut between: half of it goes out.
+                self._write(piece.data[: len(piece.data) // 2])
+                await self._faults(last=True)
             await self._payload(piece.data, framing == "chunked")
             self.usage_sent = self.usage_sent or piece.usage
             self.position += piece.frames
@@ -280,7 +284,7 @@ class Answer:
             raise Lost("client_gone")
 
     def _write(self, data: bytes) -> None:
-        if self.connection.gone.is_set():
+        if self.connection.gone.is_set() or self.connection.transport.is_closing():
             raise Lost("client_gone")
         self.connection.transport.write(data)
 
@@ -362,6 +366,7 @@ class Upstream:
                 "stream": facts.stream,
                 "usage_asked": facts.usage_asked,
                 "body_bytes": len(body),
+                **({"headers": headers, "body": body.decode("utf-8", "replace")} if facts.script.keep else {}),
             }
         )
         return received

@@ -1,0 +1,129 @@
+"""One Weir with two workers and one scripted upstream for all tests of the journey; each test finds its own rows."""
+
+from __future__ import annotations
+
+import json
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.world.gateway import Gateway, wait_for
+from tests.world.process import UpstreamProcess
+
+
+class House:
+    """A running Weir with its upstream, and the few things that tests of the journey ask of them."""
+
+    def __init__(self, weir: Gateway, upstream: UpstreamProcess) -> None:
+        self.weir = weir
+        self.upstream = upstream
+
+    def row(self, request_id: str) -> dict[str, Any]:
+        """The one usage row of this request, once the database has it."""
+        rows = wait_for(f"a row of {request_id}", lambda: self.rows(request_id), 10)
+        assert len(rows) == 1, rows
+        return dict(rows[0])
+
+    def rows(self, request_id: str) -> list[dict[str, Any]]:
+        """The rows of this request so far."""
+        return [row for row in self.weir.rows() if row["request_id"] == request_id]
+
+    def asked(self, request_id: str) -> list[dict[str, Any]]:
+        """What the upstream's ledger has of this request: its request events."""
+        return [e for e in self.upstream.events() if e["event"] == "request" and e["id"] == request_id]
+
+    def raw(self, data: bytes, *, seconds: float = 10, half_close: bool = False) -> bytes:
+        """Sends bytes on a connection of their own and returns everything until the other side closes or is silent."""
+        with socket.create_connection(("127.0.0.1", self.weir.port), timeout=seconds) as connection:
+            connection.sendall(data)
+            if half_close:
+                connection.shutdown(socket.SHUT_WR)
+            return read_all(connection)
+
+    def post(
+        self,
+        body: bytes | dict[str, Any],
+        *,
+        path: str = "/v1/chat/completions",
+        key: str | None = None,
+        **headers: str,
+    ) -> tuple[int, dict[str, str], bytes, str]:
+        """(status, headers in lower case, body, request id) of one request on a connection of its own."""
+        request_id = f"test-{uuid.uuid4().hex[:16]}"
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        lines = {
+            "host": "weir",
+            "authorization": f"Bearer {self.weir.key if key is None else key}",
+            "content-type": "application/json",
+            "content-length": str(len(raw)),
+            "x-request-id": request_id,
+            "connection": "close",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        head = f"POST {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
+        status, answered, payload = parse(self.raw(head.encode() + raw))
+        return status, answered, payload, request_id
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the end, a reset, or silence for the socket's timeout."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except (TimeoutError, ConnectionResetError):
+        pass
+    return b"".join(parts)
+
+
+def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers in lower case, payload without chunk framing). The payload may be cut short; then so it is."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    if headers.get("transfer-encoding") != "chunked":
+        return int(lines[0].split()[1]), headers, body
+    payload = b""
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        if not size or not int(size, 16):
+            break
+        payload += rest[: int(size, 16)]
+        body = rest[int(size, 16) + 2 :]
+    return int(lines[0].split()[1]), headers, payload
+
+
+def chat(script: dict[str, Any] | None = None, prompt: str = "one two three", **more: Any) -> dict[str, Any]:
+    """A chat request whose upstream follows the script."""
+    content = (f"@{json.dumps(script)} " if script else "") + prompt
+    return {"model": "m1", "messages": [{"role": "user", "content": content}], **more}
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Weir as `weir proxy` with two workers on SQLite; at the end nothing may be open, held or wrong in the books."""
+    directory: Path = tmp_path_factory.mktemp("journey")
+    with UpstreamProcess(directory / "ledger.jsonl") as upstream:
+        timeouts = {"connect_seconds": 2, "first_byte_seconds": 2, "idle_seconds": 2, "total_seconds": 8}
+        settings = {
+            "upstreams": {"mock": {"timeouts": timeouts}, "nowhere": {"url": "http://127.0.0.1:1/v1"}},
+            "models": {
+                "renamed": {"upstream": "mock", "model": "its-other-name", "unpriced": True},
+                "priced": {"upstream": "mock"},
+                "unreachable": {"upstream": "nowhere", "unpriced": True},
+                "chat-only": {"upstream": "mock", "endpoints": ["chat.completions"], "unpriced": True},
+                "tight": {"upstream": "mock", "unpriced": True, "limits": {"requests_per_minute": 2}},
+                "narrow": {"upstream": "mock", "unpriced": True, "limits": {"tokens_per_minute": 100}},
+                "single": {"upstream": "mock", "unpriced": True, "limits": {"concurrency": 1}},
+            },
+        }
+        weir = Gateway(directory, upstream.url, workers=2, settings=settings)
+        price = {"prompt": "2.50", "cached": "1.25", "completion": "10"}
+        weir.write("prices.yaml", {"version": "test-1", "models": {"priced": price}})
+        with weir:
+            yield House(weir, upstream)
+            weir.assert_at_rest()
