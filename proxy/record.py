@@ -14,6 +14,7 @@ WRECK = b"W"  # a call whose slot could not be read as `Opened`: kept as it was 
 _TEXT_BYTES_PER_TOKEN = 4  # the usual rule of thumb for English text; the row says `estimated`
 _PRICE_UNIT = 10**6  # prices are nano-dollars per million tokens
 _STATUS_ERROR = 400
+_INTEGER_MAX = 2**63 - 1  # the databases' largest; an upstream may claim more
 
 _encoder = msgspec.msgpack.Encoder()
 _opened = msgspec.msgpack.Decoder(Opened)
@@ -43,7 +44,7 @@ def cost(opened: Opened, prompt: int, cached: int, completion: int) -> int:
         return 0
     fresh = max(prompt - cached, 0)
     parts = fresh * opened.price_prompt + cached * opened.price_cached + completion * opened.price_completion
-    return (parts + _PRICE_UNIT // 2) // _PRICE_UNIT
+    return min((parts + _PRICE_UNIT // 2) // _PRICE_UNIT, _INTEGER_MAX)
 
 
 def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue_us: int, total_us: int) -> UsageEvent:
@@ -51,9 +52,13 @@ def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue
 
     Tokens are the provider's where it gave them. Otherwise they are estimated: the prompt as at admission, the
     completion from the bytes of text relayed. A call that was never sent, or that the upstream answered with an error,
-    has none. Durations in microseconds.
+    has none. Durations in microseconds. Never fails for what an upstream said: too large a figure is cut to 2**63 - 1.
     """
     seen = outcome.seen
+    # One comparison for five figures: none of them is negative.
+    claimed = seen.prompt_tokens | seen.cached_tokens | seen.completion_tokens | seen.reasoning_tokens
+    if claimed | seen.audio_tokens > _INTEGER_MAX:
+        seen = Progress(*(min(count, _INTEGER_MAX) for count in msgspec.structs.astuple(seen)))
     if seen.usage_seen:
         prompt, cached, completion = seen.prompt_tokens, seen.cached_tokens, seen.completion_tokens
     elif sent is None or seen.status >= _STATUS_ERROR:
@@ -104,11 +109,14 @@ def crashed(call: int, opened: Opened, sent: Sent | None, attempts: int, seen: P
 
 
 def cut(text: str, bytes_max: int) -> str:
-    """`text`, shortened to at most `bytes_max` bytes of UTF-8, never inside a character."""
-    if len(text) * 4 <= bytes_max:
+    """`text`, shortened to at most `bytes_max` bytes of UTF-8, never inside a character.
+
+    An upstream may say anything: lone surrogates and NULs, which no database takes, become question marks.
+    """
+    if text.isascii() and len(text) <= bytes_max and "\0" not in text:
         return text
-    encoded = text.encode("utf-8", "replace")
-    return text if len(encoded) <= bytes_max else encoded[:bytes_max].decode("utf-8", "ignore")
+    encoded = text.replace("\0", "?").encode("utf-8", "replace")
+    return encoded[:bytes_max].decode("utf-8", "ignore")
 
 
 def encode(event: UsageEvent) -> bytes:

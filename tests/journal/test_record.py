@@ -1,0 +1,162 @@
+"""From a call to its row: tokens, cost, cuts, and the encoding."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import record
+from proxy.bounds import OPENED_BYTES_MAX, RECORD_BYTES_MAX
+from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, UsageEvent
+
+OPENED = Opened(
+    tenant="acme",
+    key_id="k1",
+    user="u",
+    tags=(("team", "search"),),
+    request_id="r-1",
+    endpoint="chat.completions",
+    model="fast",
+    stream=True,
+    prompt_tokens=12,
+    prompt_source="estimated",
+    started_us=1_700_000_000_000_000,
+    price_prompt=150_000_000,
+    price_cached=75_000_000,
+    price_completion=600_000_000,
+    price_version="2026-01",
+)
+SENT = Sent("openai", "gpt-x")
+
+
+def row(opened: Opened = OPENED, sent: Sent | None = SENT, **seen: int) -> UsageEvent:
+    outcome = Outcome("complete", 200, Progress(**{"status": 200, **seen}), attempts=1)
+    return record.settle(7, opened, sent, outcome, 5, 900)
+
+
+def test_providers_figures_stand() -> None:
+    """Where the provider said what it counted, the row says just that."""
+    event = row(
+        prompt_tokens=10, cached_tokens=4, completion_tokens=3, usage_seen=1, text_bytes=999, reasoning_tokens=2
+    )
+    assert (event.prompt_tokens, event.cached_tokens, event.completion_tokens, event.reasoning_tokens) == (10, 4, 3, 2)
+    assert event.source == "provider"
+    # 6 fresh * 150 + 4 cached * 75 + 3 * 600 nano-dollars a token.
+    assert event.cost_nanos == 6 * 150 + 4 * 75 + 3 * 600
+
+
+@pytest.mark.parametrize(("text_bytes", "completion"), [(0, 0), (1, 1), (4, 1), (5, 2), (400, 100)])
+def test_estimate_without_them(text_bytes: int, completion: int) -> None:
+    """Without usage the prompt is what admission estimated, and the completion a quarter of the bytes, rounded up."""
+    event = row(text_bytes=text_bytes)
+    assert (event.prompt_tokens, event.completion_tokens, event.source) == (12, completion, "estimated")
+
+
+def test_never_sent_and_refused_upstream_cost_nothing() -> None:
+    """A call that no upstream has read, or that one answered with an error, has no tokens."""
+    for event in (row(sent=None), row(status=429), row(status=500)):
+        assert (event.prompt_tokens, event.completion_tokens, event.cost_nanos) == (0, 0, 0)
+        assert event.source == "estimated"
+
+
+def test_unpriced_is_said() -> None:
+    """A model without a price has cost 0 and the empty version, whatever else stands in the prices."""
+    event = row(msgspec.structs.replace(OPENED, price_version=""), usage_seen=1, prompt_tokens=1000)
+    assert (event.cost_nanos, event.price_version) == (0, "")
+
+
+@pytest.mark.parametrize(("price", "nanos"), [(499_999, 0), (500_000, 1), (1_499_999, 1), (1_500_000, 2)])
+def test_cost_is_rounded_half_up_once(price: int, nanos: int) -> None:
+    """Half a nano-dollar goes up, and the parts are summed before they are rounded."""
+    opened = msgspec.structs.replace(OPENED, price_prompt=price, price_cached=0, price_completion=0)
+    assert record.cost(opened, 1, 0, 0) == nanos
+    halves = msgspec.structs.replace(OPENED, price_prompt=500_000, price_cached=0, price_completion=500_000)
+    assert record.cost(halves, 1, 0, 1) == 1
+
+
+@given(
+    st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**12), st.integers(0, 10**12)
+)
+def test_cost_matches_fractions(prompt: int, cached: int, completion: int, fresh_price: int, price: int) -> None:
+    """Integer arithmetic agrees with exact fractions, and is never negative, even for odd figures of a provider."""
+    from fractions import Fraction
+
+    opened = msgspec.structs.replace(OPENED, price_prompt=fresh_price, price_cached=price, price_completion=price)
+    exact = Fraction(max(prompt - cached, 0) * fresh_price + (cached + completion) * price, 10**6)
+    cost = record.cost(opened, prompt, cached, completion)
+    assert cost >= 0
+    assert -Fraction(1, 2) < cost - exact <= Fraction(1, 2)
+
+
+def test_crash_is_what_was_relayed() -> None:
+    """A row made by recovery carries what the slot said, and says that it crashed."""
+    seen = Progress(frames=9, bytes=900, text_bytes=41, first_us=333, status=200)
+    event = record.crashed(7, OPENED, SENT, 2, seen)
+    assert (event.termination, event.attempts, event.status, event.upstream) == ("crash", 2, 200, "openai")
+    assert (event.relayed_frames, event.relayed_bytes, event.completion_tokens) == (9, 900, 11)
+    assert (event.first_us, event.total_us, event.queue_us) == (333, 333, 0)
+
+
+def test_round_trips() -> None:
+    """What is encoded is decoded to the same, events and ends alike."""
+    event = row(frames=3)
+    assert record.decode(record.encode(event)) == event
+    assert record.decode(record.encode_end(41)) == EpochEnd(41)
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"E", b"E\xc1", b"Z\x91\xa1x", b"X\x90", b"E\x91\x01", record.encode(row())[:-1]]
+)
+def test_other_payloads_are_refused(payload: bytes) -> None:
+    """A payload that this version did not write is a BadRecord, never a wrong row."""
+    with pytest.raises(record.BadRecord):
+        record.decode(payload)
+
+
+def test_rebuild_from_a_slot() -> None:
+    """Recovery's record is made of the slot's bytes alone; bytes that do not decode are refused and kept as a wreck."""
+    counters = (1, 2, 8, 0, 0, 0, 0, 0, 0, 10, 200)
+    found = record.Found(3, record.encode_opened(OPENED), record.encode_sent(SENT), 1, counters, 2)
+    event = record.decode(record.rebuild(found))
+    assert isinstance(event, UsageEvent)
+    assert (event.call, event.tenant, event.termination, event.completion_tokens) == (3, "acme", "crash", 2)
+    broken = msgspec.structs.replace(found, opened=b"\xc1" * 640)
+    with pytest.raises(record.BadRecord):
+        record.rebuild(broken)
+    wreck = record.encode_wreck(broken)
+    assert wreck[:1] == record.WRECK
+    assert msgspec.msgpack.decode(wreck[1:])[4] == broken.opened
+
+
+@given(st.text(max_size=200), st.integers(0, 128))
+def test_cut_keeps_characters_whole(text: str, bytes_max: int) -> None:
+    """A cut text is a prefix but for what cannot be stored, fits, and encodes."""
+    short = record.cut(text, bytes_max)
+    assert text.replace("\0", "?").startswith(short)
+    assert len(short.encode()) <= bytes_max
+
+
+def test_cut_takes_what_no_database_takes() -> None:
+    """Lone surrogates and NULs, legal in an upstream's JSON, do not reach the record."""
+    assert record.cut("a\ud800b\0c", 10) == "a?b?c"
+
+
+def test_absurd_figures_do_not_fail_a_close() -> None:
+    """An upstream that claims 2**64 - 1 tokens makes a row with the largest integer a database has."""
+    event = row(usage_seen=1, prompt_tokens=2**64 - 1, completion_tokens=2**64 - 1, audio_tokens=2**64 - 1)
+    assert event.prompt_tokens == event.cost_nanos == event.audio_tokens == 2**63 - 1
+    assert record.decode(record.encode(event)) == event
+
+
+def test_the_longest_row_fits() -> None:
+    """The largest opened record, with every later field at its bound, still makes a record that a close accepts."""
+    size = OPENED_BYTES_MAX - len(record.encode_opened(msgspec.structs.replace(OPENED, user="")))
+    opened = msgspec.structs.replace(OPENED, user="u" * (size - 4))
+    assert OPENED_BYTES_MAX - 8 <= len(record.encode_opened(opened)) <= OPENED_BYTES_MAX
+    big = 2**63 - 1
+    seen = Progress(*([big] * 5), big, big, big, 1, big, 599)
+    outcome = Outcome("upstream_error", 599, seen, "m" * 5000, "é" * 5000, 2**31)
+    event = record.settle(big, opened, Sent("u" * 90, "m"), outcome, big, big)
+    assert len(record.encode(event)) <= RECORD_BYTES_MAX
