@@ -1,4 +1,4 @@
-"""Step 7: write down what happened and give back what was held. A plain function: no await, so nothing cuts it short."""
+"""Step 7: write down what happened, give back what was held. A plain function: no await, so nothing cuts it short."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from proxy.call import Route
 
 
 def choose(routes: Sequence[Route], draw: int) -> Route:
-    """Among the routes of the lowest priority number, one by weight; `draw` is any number, each as likely as another."""
+    """Among the routes of the lowest priority number, one by weight. `draw` is any number, each as likely."""
     if len(routes) == 1:
         return routes[0]
     first = min(route.priority for route in routes)

@@ -165,6 +165,6 @@ def retry_after_ms(relay: Relay) -> int:
             wish = float(raw)
         except ValueError:
             continue
-        if 0 < wish * unit:
+        if wish * unit > 0:
             return int(min(wish * unit, _RETRY_AFTER_SECONDS_MAX * 1000)) or 1
     return 1000

@@ -184,7 +184,10 @@ def test_nothing_of_the_client_leaks_upstream(house: House) -> None:
     """Only the allowed headers go upstream, with Weir's own credential in place of the client's."""
     _, _, _, request_id = house.post(
         chat({"keep": True}),
-        **{"x_forwarded_for": "1.2.3.4", "cookie": "a=b", "openai_organization": "org-x", "user_agent": "spy/1"},
+        x_forwarded_for="1.2.3.4",
+        cookie="a=b",
+        openai_organization="org-x",
+        user_agent="spy/1",
     )
     event: dict[str, Any] = house.asked(request_id)[0]
     names = {name.lower(): value for name, value in event["headers"]}
