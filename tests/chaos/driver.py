@@ -29,6 +29,10 @@ from tests.world.ledger import Seen, check
 from tests.world.process import UpstreamProcess
 
 Variant = Literal["sqlite", "redis", "forgetful"]  # SQLite alone; Redis (AOF) + PostgreSQL; Redis without persistence
+# Blows are drawn like cards: each falls as often as it stands here, in any order, before the deck is shuffled again.
+CARDS = {"kill worker": 6, "freeze worker": 2, "kill keeper": 2, "freeze keeper": 1, "kill proxy": 1}
+STORE_CARDS = {"kill redis": 2, "freeze redis": 1, "kill flush": 2, "freeze flush": 1}
+STORE_CARDS |= {"kill postgres": 1, "stop postgres": 1, "freeze postgres": 1}
 QUIET_SECONDS_MAX = 90.0  # from the last blow until every call must have its row
 
 
@@ -57,7 +61,7 @@ class Report(NamedTuple):
 
 
 class Chaos:
-    """One run. `weights` says which blows fall, and how often relative to each other."""
+    """One run. `cards` says which blows fall, and how often in each deck."""
 
     def __init__(
         self,
@@ -69,8 +73,8 @@ class Chaos:
         workers: int = 2,
         clients: int = 1,
         concurrency: int = 48,
-        pause: tuple[float, float] = (0.1, 0.9),
-        weights: Mapping[str, float] | None = None,
+        pause: tuple[float, float] = (0.1, 0.7),
+        cards: Mapping[str, int] | None = None,
         root: Path = ROOT,
         env: Mapping[str, str] | None = None,
         segment_bytes: int = 256 * 1024,
@@ -95,10 +99,10 @@ class Chaos:
         self.postgres: PostgresServer | None = None
         self.weir: Gateway
         self.later: list[tuple[float, Callable[[], None]]] = []  # thaws and restarts that are due
-        with_stores = {"kill redis": 1.0, "freeze redis": 1.0, "kill flush": 2.0, "freeze flush": 1.0}
-        with_stores |= {"kill postgres": 0.5, "stop postgres": 0.5, "freeze postgres": 0.5}
-        usual = {"kill worker": 5.0, "freeze worker": 2.0, "kill keeper": 2.0, "freeze keeper": 1.0, "kill proxy": 0.7}
-        self.weights = dict(weights if weights is not None else usual | (with_stores if variant != "sqlite" else {}))
+        self.cards = dict(cards if cards is not None else CARDS | (STORE_CARDS if variant != "sqlite" else {}))
+        self.deck: list[str] = []
+        self._read_to = [0] * clients
+        self._lines = 0
 
     # === the run ===
 
@@ -141,25 +145,49 @@ class Chaos:
                 upstream.wait_idle(60)
                 rows = self._settle(upstream)
                 endings = Counter(str(row["termination"]) for row in rows)
+                endings["crash in mid-stream"] = sum(
+                    row["termination"] == "crash" and bool(row["relayed_frames"]) for row in rows
+                )
                 asked = sum(event["event"] == "request" for event in upstream.events())
                 try:
                     self.weir.assert_at_rest(60)
                 except AssertionError as error:
                     self.findings.append(f"not at rest: {error}")
         seconds = time.monotonic() - began
-        return Report(self.seed, self.requests, asked, len(rows), seconds, self.blows, endings, self.findings)
+        return Report(self.seed, self._over(), asked, len(rows), seconds, self.blows, endings, self.findings)
 
     def _fight(self, clients: list[subprocess.Popen[bytes]]) -> None:
-        """Blows until the clients are done."""
-        while any(client.poll() is None for client in clients):
+        """Blows until so many requests are over and each kind of blow has fallen."""
+        while all(client.poll() is None for client in clients):
             self._step()
+            if self._over() >= self.requests and set(self.cards) <= set(self.blows):
+                break
+        self._dismiss(clients)
+
+    @staticmethod
+    def _dismiss(clients: list[subprocess.Popen[bytes]]) -> None:
+        """Lets the clients finish what they have in hand."""
+        for client in clients:
+            client.terminate()
+        for client in clients:
+            client.wait(60)
+
+    def _over(self) -> int:
+        """How many requests are over, by the clients' own account."""
+        for number in range(self.clients):
+            path = self.directory / f"client-{number}"
+            if path.exists():
+                with open(path, "rb") as file:
+                    file.seek(self._read_to[number])
+                    new = file.read()
+                self._read_to[number] += len(new)
+                self._lines += new.count(b"\n")
+        return self._lines
 
     def _client(self, number: int) -> subprocess.Popen[bytes]:
-        share = self.requests // self.clients + (number < self.requests % self.clients)
         values = {
             "port": self.weir.port,
             "key": self.weir.key,
-            "requests": share,
             "seed": self.seed * 1000 + number,
             "concurrency": self.concurrency,
             "name": f"c{number}",
@@ -183,7 +211,8 @@ class Chaos:
         for path in self.directory.glob("client-*"):
             for line in path.read_text().splitlines():
                 said = json.loads(line)
-                found[said.pop("id")] = Seen(**said)
+                request_id = said.pop("id")
+                found[request_id] = Seen(**said)
         return found
 
     def _settle(self, upstream: UpstreamProcess) -> list[dict[str, object]]:
@@ -202,7 +231,10 @@ class Chaos:
 
     def _step(self) -> None:
         """One blow, then a pause in which whatever is due is thawed or started again."""
-        name = self.random.choices(list(self.weights), list(self.weights.values()))[0] if self.weights else ""
+        if not self.deck:
+            self.deck = [name for name, count in self.cards.items() for _ in range(count)]
+            self.random.shuffle(self.deck)
+        name = self.deck.pop() if self.deck else ""
         how, _, part = name.partition(" ")
         if part in ("redis", "postgres"):
             self._blow_server(how, part, name)

@@ -31,7 +31,7 @@ ACKNOWLEDGE_BEFORE_COMMIT = (
 )
 NO_PRIMARY_KEY = (
     Change(
-        "proxy/store/migrations/versions/0001_first.py",
+        "proxy/store/migrations/versions/0001_first_schema.py",
         '        sa.PrimaryKeyConstraint("epoch", "call", name="usage_pkey"),\n',
         "",
     ),

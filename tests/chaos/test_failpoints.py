@@ -33,7 +33,7 @@ def test_the_places_are_known() -> None:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("variant", ["sqlite", "redis"])
 def test_dying_at_each_place_loses_nothing(variant: Variant, tmp_path: Path) -> None:
-    """Aim: a part that dies at any named place, under traffic, leaves exact books; and every place is really reached."""
+    """Aim: a part that dies at any named place leaves exact books; and every place is really reached."""
     tour = Tour(tmp_path, points_of(variant), variant=variant, seed=seed_of(variant))
     report = tour.run()
     print(report)

@@ -12,8 +12,8 @@ from tests.chaos.driver import Chaos, Report, Variant
 from tests.chaos.mutants import Change
 from tests.chaos.test_exactly_once import seed_of
 
-KILL_WORKERS = {"kill worker": 1.0}
-REDIS_FORGETS = {"kill redis": 2.0, "freeze flush": 2.0, "kill worker": 1.0}
+KILL_WORKERS = {"kill worker": 1}
+REDIS_FORGETS = {"kill redis": 2, "freeze flush": 2, "kill worker": 1}
 
 
 def attack(
@@ -21,19 +21,19 @@ def attack(
     changes: tuple[Change, ...],
     variant: Variant,
     *,
-    weights: dict[str, float],
+    cards: dict[str, int],
     point: str = "",
     requests: int = 500,
     concurrency: int = 24,
 ) -> Report:
-    """A short run against a changed copy of the product; `weights` are the blows, `point` a failpoint that kills."""
+    """A short run against a changed copy of the product; `cards` are the blows, `point` a failpoint that kills."""
     report = Chaos(
         directory,
         variant=variant,
         requests=requests,
         concurrency=concurrency,
         seed=seed_of(variant),
-        weights=weights,
+        cards=cards,
         pause=(0.2, 0.6),
         root=mutants.make(directory, changes),
         env={VARIABLE: f"{point}=kill@2"} if point else {},
@@ -46,7 +46,7 @@ def attack(
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
-    ("changes", "variant", "weights", "point", "says"),
+    ("changes", "variant", "cards", "point", "says"),
     [
         (mutants.ACKNOWLEDGE_BEFORE_COMMIT, "redis", {}, "flush.before_persist", "sent again"),
         (mutants.NO_PRIMARY_KEY, "redis", {}, "flush.after_commit", "double"),
@@ -56,15 +56,15 @@ def attack(
     ids=["acknowledge_before_commit", "no_primary_key", "prune_at_ship", "free_before_append"],
 )
 def test_each_mutant_is_caught(
-    changes: tuple[Change, ...], variant: Variant, weights: dict[str, float], point: str, says: str, tmp_path: Path
+    changes: tuple[Change, ...], variant: Variant, cards: dict[str, int], point: str, says: str, tmp_path: Path
 ) -> None:
     """Aim: a product with one promise broken does not pass, and it is that promise which is named."""
-    report = attack(tmp_path, changes, variant, weights=weights, point=point)
+    report = attack(tmp_path, changes, variant, cards=cards, point=point)
     assert any(finding.startswith(says) for finding in report.findings), report
 
 
 @pytest.mark.timeout(200)
 def test_the_pause_alone_is_not_what_is_caught(tmp_path: Path) -> None:
     """Aim: the same pause in the right order loses nothing; the mutant is caught for its order."""
-    report = attack(tmp_path, mutants.APPEND_PAUSE_FREE, "sqlite", weights=KILL_WORKERS, requests=300)
+    report = attack(tmp_path, mutants.APPEND_PAUSE_FREE, "sqlite", cards=KILL_WORKERS, requests=300)
     assert report.findings == []

@@ -30,7 +30,7 @@ class Tour(Chaos):
     """
 
     def __init__(self, directory: Path, points: list[str], **options: Any) -> None:
-        super().__init__(directory, requests=10_000_000, weights={}, concurrency=24, **options)
+        super().__init__(directory, cards={}, concurrency=24, **options)
         self.points = points
         self.silent: list[str] = []  # armed, and never reached
 
@@ -38,10 +38,7 @@ class Tour(Chaos):
         for point in self.points:
             if not self._fires(point):
                 self.silent.append(point)
-        for client in clients:
-            client.terminate()
-        for client in clients:
-            client.wait(60)
+        self._dismiss(clients)
 
     def _fires(self, point: str) -> bool:
         """Whether some part dies by itself once the point is armed."""
