@@ -10,7 +10,6 @@ from libc.string cimport memcpy
 
 from proxy._fastpath cimport Arena
 
-import logging
 import os
 
 from proxy import bounds
@@ -325,6 +324,8 @@ cdef class Slots:
         """Writes the header of a zeroed file of `slots_bytes(slots)` bytes."""
         if len(epoch) != 16:
             raise ValueError(f"an epoch is 16 bytes, not {len(epoch)}")
+        if os.fstat(fd).st_size < slots_bytes(slots):
+            raise Malformed(f"{slots} slots need a file of {slots_bytes(slots)} bytes, not {os.fstat(fd).st_size}")
         cdef Mapping mapping = Mapping(fd, JRN_SLOTS_HEAD_BYTES, True)
         cdef jrn_head* head = <jrn_head*>mapping.base
         head.format = JRN_FORMAT

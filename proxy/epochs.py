@@ -79,6 +79,13 @@ def lock(fd: int, *, wait: bool = False, shared: bool = False) -> bool:
     return True
 
 
+def unlock(fd: int) -> None:
+    """Drops the lock and closes the descriptor. Closing alone would not do: a mapping keeps the open file, and with it
+    the lock."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
 @contextlib.contextmanager
 def places(directory: Path) -> Iterator[None]:
     """Serialises the claim of columns and the allocation of segments among the processes of one data directory."""
@@ -233,7 +240,7 @@ def _inspect(path: Path) -> EpochInfo:
             oldest_us=used[0].started_us if used else 0,
         )
     finally:
-        os.close(fd)
+        unlock(fd)
 
 
 def recover(path: Path, arena: Arena, build: Callable[[Found], bytes]) -> int | None:
@@ -255,7 +262,7 @@ def recover(path: Path, arena: Arena, build: Callable[[Found], bytes]) -> int | 
             return 0
         return _recover(path, arena, build, recovery)
     finally:
-        os.close(fd)
+        unlock(fd)
 
 
 def _recover(path: Path, arena: Arena, build: Callable[[Found], bytes], recovery: Recovery) -> int:

@@ -32,6 +32,7 @@ from proxy.epochs import (
     read_records,
     recover,
     sync_directory,
+    unlock,
 )
 from proxy.record import Found
 
@@ -129,7 +130,7 @@ class Epoch:
             making = directory / (NEW + epoch.hex())
             making.mkdir(mode=0o700)
             lock_fd = allocate(making / "slots", slots_bytes(slots), fill=False)
-            undo.callback(os.close, lock_fd)
+            undo.callback(unlock, lock_fd)
             lock(lock_fd)
             Slots.format(lock_fd, epoch, column, slots, segment_bytes, clock.wall_us())
             # Only the header has content, and it must outlive a power cut if any record does.
@@ -199,7 +200,7 @@ class Epoch:
 
     def _release(self) -> None:
         if self._lock_fd >= 0:
-            os.close(self._lock_fd)
+            unlock(self._lock_fd)
             self._lock_fd = -1
         self.arena.close()
 
