@@ -148,6 +148,8 @@ class Writer(Slots):
     def to_sync(self) -> tuple[int, list[Segment]]:
         """(seq, segments): once these are on the disk, so is every record up to seq."""
     def mark_synced(self, seq: int, segments: list[Segment]) -> None: ...
+    def close_files(self) -> None:
+        """Closes the segments' descriptors: the life is over."""
     def spares_to_move(self) -> int:
         """Spares that `move_on` needs, so that afterwards every open call still has its room."""
     def move_on(self) -> int:

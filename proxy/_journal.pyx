@@ -511,6 +511,12 @@ cdef class Writer(Slots):
                 self.unsynced.remove(segment)
         self.synced_seq = seq
 
+    def close_files(self):
+        """Closes the segments' descriptors: the life is over."""
+        cdef Segment segment
+        for segment in [*self.unsynced, self.current, *self.spares]:
+            segment.close()
+
     def spares_to_move(self):
         """Spares that `move_on` needs, so that afterwards every open call still has its room."""
         cdef uint64_t records = self.open_slots + 2

@@ -200,6 +200,7 @@ class Epoch:
 
     def _release(self) -> None:
         if self._lock_fd >= 0:
+            self.writer.close_files()
             unlock(self._lock_fd)
             self._lock_fd = -1
         self.arena.close()
