@@ -38,6 +38,7 @@ check: build
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/house
 	$(BIN)/python -m proxy.policy.document --check
+	$(BIN)/python -m proxy.telemetry.document --check
 
 test: check
 	$(BIN)/python -m pytest --ignore=tests/house -m "not soak"
@@ -54,6 +55,7 @@ soak: build
 
 docs: build
 	$(BIN)/python -m proxy.policy.document
+	$(BIN)/python -m proxy.telemetry.document
 
 clean:
 	rm -rf build $(VENV) proxy/*.so proxy/*.c *.egg-info .pytest_cache .mypy_cache .ruff_cache
