@@ -1,4 +1,4 @@
-"""A plain reader of server-sent events and chat chunks, written from the standards: whole streams, regular expressions, json."""
+"""A plain reader of server-sent events and chat chunks: whole streams, regular expressions, json."""
 
 from __future__ import annotations
 

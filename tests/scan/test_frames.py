@@ -1,10 +1,11 @@
-"""A stream is read the same wherever it is cut, and a client that did not ask for usage gets everything but the usage frame."""
+"""A stream is read the same wherever it is cut, and all but the usage frame reach a client that did not ask for it."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def seen(pieces: Iterable[bytes]) -> Facts:
 
 def cut(stream: bytes, *at: int) -> list[bytes]:
     edges = [0, *sorted(at), len(stream)]
-    return [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [stream[a:b] for a, b in pairwise(edges)]
 
 
 def expected(name: str) -> tuple[bytes, Facts]:
