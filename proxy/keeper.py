@@ -11,7 +11,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from proxy import board, bounds, clock, failpoint, locks
+from proxy import board, bounds, clock, locks
 from proxy._fastpath import Arena
 from proxy.board import Board
 from proxy.keeping.epochs import Epochs
@@ -99,6 +99,7 @@ class Keeper:
         self._arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns())
         try:
             await self._store.check_schema()
+            self._arena.set_word(board.DATABASE_STATE, board.OK)
         except SchemaMismatch as error:
             raise CannotKeep(str(error)) from error
         except (StoreUnavailable, BadData) as error:
@@ -205,7 +206,6 @@ class Keeper:
                 await self._epochs.ask_positions()
 
     async def _close(self) -> None:
-        failpoint.reach("keeper.before_close")
         await self._port.close()
         if self._transport is not None:
             await self._transport.close()

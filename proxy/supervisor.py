@@ -29,7 +29,6 @@ from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import SUPERVISOR_COLUMN, Counters
 
 _WATCH_SECONDS = 0.25  # how often heartbeats are judged
-_GRACE_SECONDS = 5.0  # beyond its own time a draining process is killed
 _KEEPER_END_SECONDS = 20.0  # the keeper's last ship: longer than one database transaction's bound
 _KEEPER_PATIENCE = 3  # times a worker's bound: no client waits for the keeper, and a restart costs it more
 _START_FAILURES_MAX = 5  # in a row before anything has ever served: then the fault is in the configuration
@@ -59,6 +58,7 @@ class Plan(Struct, frozen=True):
     heartbeat_seconds_max: float = bounds.HEARTBEAT_SECONDS_MAX
     starting_seconds_max: float = bounds.STARTING_SECONDS_MAX
     backoff_seconds_max: float = bounds.RESTART_BACKOFF_SECONDS_MAX
+    grace_seconds: float = 5.0  # beyond its own time a draining process is killed
     hangup_stops: bool = False  # SIGHUP is a closed terminal, not a wish to reload
 
 
@@ -282,7 +282,7 @@ class Supervisor:
         if now_ns - max(beat_ns, since_ns, child.started_ns) > limit * 1e9:
             self._log.error(f"{child.name} gave no heartbeat for {limit:g} s and is killed", child=child.pid)
             child.kill("heartbeat")
-        elif child.retired and now_ns - child.retired_ns > (self._plan.drain_seconds + _GRACE_SECONDS) * 1e9:
+        elif child.retired and now_ns - child.retired_ns > (self._plan.drain_seconds + self._plan.grace_seconds) * 1e9:
             self._log.warning(f"{child.name} drains longer than drain_seconds and is killed", child=child.pid)
             child.kill("drain")
 
@@ -384,12 +384,12 @@ class Supervisor:
         for child in workers:
             if not child.retired:  # one that drains already would take a second SIGTERM for a hurry
                 child.retire()
-        deadline_ns = clock.now_ns() + int((self._plan.drain_seconds + _GRACE_SECONDS) * 1e9)
+        deadline_ns = clock.now_ns() + int((self._plan.drain_seconds + self._plan.grace_seconds) * 1e9)
         hurried = False
         while alive := [child for child in workers if child.alive]:
             if self._stop_asked > 1 and not hurried:
                 hurried = True
-                deadline_ns = min(deadline_ns, clock.now_ns() + int(_GRACE_SECONDS * 1e9))
+                deadline_ns = min(deadline_ns, clock.now_ns() + int(self._plan.grace_seconds * 1e9))
             if clock.now_ns() > deadline_ns:
                 for child in alive:
                     self._log.warning(f"{child.name} did not end in time and is killed", child=child.pid)

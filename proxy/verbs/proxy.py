@@ -47,7 +47,7 @@ def judged(config: Path, verb: str) -> tuple[Settings, Policy] | None:
     for problem in examined.problems:
         print(problem, file=sys.stderr)
     if examined.policy is None:
-        print(f"weir {verb}: the configuration cannot be used; nothing was started", file=sys.stderr)
+        print(f"weir {verb}: the configuration cannot be used; nothing was changed", file=sys.stderr)
         return None
     return settings.load(config), examined.policy
 

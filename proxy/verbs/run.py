@@ -10,6 +10,7 @@ from pathlib import Path
 
 from proxy.call import Principal
 from proxy.identity import pepper
+from proxy.places import CannotListen, bind
 from proxy.policy.effective import visible_models
 from proxy.policy.secrets import SecretMissing
 from proxy.policy.snapshot import Policy
@@ -47,12 +48,23 @@ def run(args: argparse.Namespace) -> int:
 
         # First of all the lock: a second `weir run` must not revoke the first one's key.
         supervisor = Supervisor(plan(args.config, process, helpers), log_of(process), show)
+        if helpers and helpers[0].first:
+            _check_demo_port()
         pepper.of(process.data_dir, process.pepper)
         asyncio.run(migrate(process.database))
         tenant = tenant_of(policy)
         secret = replace_run_key(process, tenant) if tenant else ""
         return asyncio.run(supervisor.run())
-    except (Refused, SchemaMismatch, StoreUnavailable, BadData, SecretMissing, ValueError, OSError) as error:
+    except (
+        Refused,
+        CannotListen,
+        SchemaMismatch,
+        StoreUnavailable,
+        BadData,
+        SecretMissing,
+        ValueError,
+        OSError,
+    ) as error:
         print(f"weir run: {error}", file=sys.stderr)
         return 1
 
@@ -66,6 +78,15 @@ def _helpers(config: Path, process: Settings, policy: Policy) -> tuple[Helper, .
     if process.redis is not None:
         helpers.append(Helper("flusher", part("flush", config)))
     return tuple(helpers)
+
+
+def _check_demo_port() -> None:
+    """Else every call would go to a stranger. Raises CannotListen."""
+    try:
+        for one in bind("127.0.0.1", _DEMO_PORT, 1):
+            one.close()
+    except CannotListen as error:
+        raise CannotListen(f"the built-in demo upstream: {error}, or set WEIR_UPSTREAM_URL") from error
 
 
 def tenant_of(policy: Policy) -> str | None:
@@ -90,11 +111,11 @@ def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secr
     base = f"{scheme}://{host}:{port}/v1"
     demo = any(helper.name == "demo" for helper in helpers)
     upstreams = ", ".join(sorted({upstream.url for upstream in policy.upstreams.values()}))
+    metrics = process.metrics
     lines = [
-        "",
-        f"Weir serves {base}",
+        f"\nWeir serves {base}",
         f"  upstream  {upstreams}{' (the built-in demo: set WEIR_UPSTREAM_URL for a real one)' if demo else ''}",
-        f"  metrics   http://{process.metrics.host}:{process.metrics.port}/metrics",
+        f"  metrics   http://{metrics.host}:{metrics.port}/metrics" if metrics.port else "",
         f"  database  {masked(process.database)}",
     ]
     tenant = tenant_of(policy)
@@ -106,8 +127,7 @@ def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secr
         body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": _QUESTION}]})
         insecure = " -k" if scheme == "https" else ""
         lines += [
-            "",
-            f"curl -N{insecure} {base}/chat/completions -H 'Authorization: Bearer {secret}' "
+            f"\ncurl -N{insecure} {base}/chat/completions -H 'Authorization: Bearer {secret}' "
             f"-H 'Content-Type: application/json' -d '{body}'",
         ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*filter(None, lines), ""])

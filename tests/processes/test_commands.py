@@ -1,0 +1,288 @@
+"""`weir run`, `weir proxy`, `weir restart` with everything real: workers, keeper, database, the demo as upstream."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proxy.policy.compile import compile_policy
+from proxy.settings import load
+from proxy.supervisor import Helper
+from proxy.verbs.run import model_of, tenant_of, welcome
+from tests.processes.conftest import ROOT, alive, descendants, eventually
+from tests.world.gateway import Gateway, free_port, wait_for
+
+QUESTION = {"model": "small", "messages": [{"role": "user", "content": "Say hello."}]}
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[str]:
+    """The demo upstream on a free port: its base URL."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "proxy", "demo", "--port", str(port)], cwd=ROOT)
+    try:
+
+        def answers() -> bool:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            try:
+                connection.request("GET", "/v1/models")
+                return connection.getresponse().status < 500
+            except OSError:
+                return False
+            finally:
+                connection.close()
+
+        wait_for("the demo answers", answers)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def weir(tmp_path: Path, demo: str) -> Iterator[Gateway]:
+    """A configuration with two workers, nothing running yet; whatever runs at the end is killed by its number."""
+    made = Gateway(
+        tmp_path,
+        demo,
+        workers=2,
+        settings={
+            "models": {"small": {"upstream": "mock", "unpriced": True}, "*": {"upstream": "mock", "unpriced": True}},
+            "log": {"requests": "summary"},
+        },
+    )
+    try:
+        yield made
+    finally:
+        made.kill_all()
+
+
+class Running:
+    """`weir run` as a process, with what it prints."""
+
+    def __init__(self, weir: Gateway) -> None:
+        self.weir = weir
+        self.output = weir.output
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "proxy", "run", "--config", str(weir.config)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    def curl(self) -> str:
+        """The last curl line, once it is printed."""
+
+        def look() -> str:
+            assert self.process.poll() is None, self.text()
+            lines = re.findall(r"^curl .*$", self.text(), re.MULTILINE)
+            return lines[-1] if lines and self.text().rstrip().endswith(lines[-1]) else ""
+
+        return str(eventually("a curl line is printed", look))
+
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(40) == 0, self.text()
+
+
+def _paste(line: str) -> str:
+    """What a shell does with the line."""
+    done = subprocess.run([*shlex.split(line), "-sS", "-m", "20"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_run_prints_a_line_that_works(weir: Gateway) -> None:
+    """The curl line streams an answer, its summary follows, a second run is refused, a later one replaces the key."""
+    first = Running(weir)
+    line = first.curl()
+    assert "[DONE]" in _paste(line)
+    eventually(
+        "a summary of the request", lambda: re.search(r"acme +small +200 +2\+\d+ tokens +unpriced", first.text())
+    )
+    assert weir.get("/readyz")[0] == 200
+
+    second = Running(weir)
+    assert second.process.wait(30) == 1
+    assert f"Another supervisor (process {first.process.pid})" in first.text()
+    assert "[DONE]" in _paste(line)  # the refused one has not taken the first one's key away
+
+    parts = descendants(first.process.pid)
+    assert len(parts) == 3
+    first.stop()
+    assert not any(alive(pid) for pid in parts)
+    assert len(weir.rows()) == 2
+
+    third = Running(weir)
+    assert third.curl() != line
+    assert "invalid_api_key" in _paste(line)
+    assert "[DONE]" in _paste(third.curl())
+    third.stop()
+
+
+def test_proxy_refuses_a_database_without_schema(weir: Gateway) -> None:
+    """A part that migrates nothing says what to run instead, and starts nothing."""
+    done = weir.weir("proxy", check=False)
+    assert done.returncode == 1
+    assert "Run `weir run`" in done.stderr
+    assert not weir.processes()
+
+
+def test_a_bad_configuration_starts_nothing(weir: Gateway) -> None:
+    """Every problem is printed, and no database, key or process is made."""
+    weir.write("plans.yaml", {"plans": {"all": {"limits": {"tokens_per_minut": 1}}}})
+    for verb in ("run", "proxy", "reload"):
+        done = weir.weir(verb, check=False)
+        assert done.returncode == 1
+        assert "did you mean tokens_per_minute?" in done.stderr
+        assert "nothing was changed" in done.stderr
+    assert not (weir.data / "weir.db").exists()
+
+
+def test_restart_without_a_supervisor(weir: Gateway) -> None:
+    """The command says that nothing runs and what to start."""
+    done = weir.weir("restart", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no supervisor runs" in done.stderr
+
+
+class Client(threading.Thread):
+    """Streams one answer after the other, each on a new connection, until told to stop."""
+
+    def __init__(self, weir: Gateway, stop: threading.Event, *, stream: bool) -> None:
+        super().__init__()
+        self.weir = weir
+        self.stop_event = stop
+        self.stream = stream
+        self.good = 0
+        self.bad: list[str] = []
+
+    def run(self) -> None:
+        while not self.stop_event.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", self.weir.port, timeout=30)
+            try:
+                body = json.dumps({**QUESTION, "stream": self.stream, "max_tokens": 40 if self.stream else 3})
+                headers = {"Authorization": f"Bearer {self.weir.key}", "Content-Type": "application/json"}
+                connection.request("POST", "/v1/chat/completions", body, headers)
+                answer = connection.getresponse()
+                text = answer.read().decode()
+                whole = "[DONE]" in text if self.stream else '"usage"' in text
+                if answer.status == 200 and whole:
+                    self.good += 1
+                else:
+                    self.bad.append(f"{answer.status} {text[-200:]}")
+            except (OSError, http.client.HTTPException) as error:
+                self.bad.append(repr(error))
+            finally:
+                connection.close()
+
+
+def test_rolling_restarts_of_a_real_weir(weir: Gateway) -> None:
+    """Three `weir restart` under load: no request fails, no stream is cut, every call is a row, counters only rise."""
+    with weir:
+        before = set(weir.processes("worker", "keeper"))
+        stop = threading.Event()
+        clients = [Client(weir, stop, stream=number % 2 == 0) for number in range(6)]
+        for client in clients:
+            client.start()
+        totals = []
+        try:
+            for _ in range(3):
+                assert weir.weir("restart").stdout == "restarted\n"
+                page = weir.get("/metrics")[1].decode()
+                totals.append(sum(float(n) for n in re.findall(r"^weir_requests_total{.*} (\S+)$", page, re.MULTILINE)))
+        finally:
+            stop.set()
+            for client in clients:
+                client.join(60)
+        assert [bad for client in clients for bad in client.bad] == []
+        assert all(client.good for client in clients)
+        assert totals == sorted(totals)
+        assert not before & set(weir.processes("worker", "keeper"))
+        good = sum(client.good for client in clients)
+        eventually("every call is a row", lambda: len(weir.rows()) == good)
+
+
+def test_a_stream_outlives_its_supervisor(weir: Gateway) -> None:
+    """SIGKILL to the supervisor in mid-stream: the stream ends whole, the old parts end, a new supervisor serves at once."""
+    with weir:
+        old = set(weir.processes())
+        body = json.dumps({**QUESTION, "stream": True})
+        headers = {"Authorization": f"Bearer {weir.key}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=30)
+        try:
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            answer = connection.getresponse()
+            start = answer.read(50)
+            weir.parts["proxy"].kill()
+            weir.parts["proxy"].wait()
+            weir.start()
+            assert b"[DONE]" in start + answer.read()
+        finally:
+            connection.close()
+        eventually("the old parts are gone", lambda: not old & set(weir.processes()))
+        assert weir.ready()
+        eventually("it is a row", lambda: [row["termination"] for row in weir.rows()] == ["complete"])
+
+
+def test_a_second_sigterm_ends_a_stream(weir: Gateway) -> None:
+    """The first SIGTERM lets a stream run, the second ends it: the client sees the cut, the row says so, exit code 0."""
+    with weir:
+        body = json.dumps({**QUESTION, "stream": True})
+        headers = {"Authorization": f"Bearer {weir.key}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=30)
+        try:
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            answer = connection.getresponse()
+            answer.read(50)
+            supervisor = weir.parts["proxy"]
+            supervisor.send_signal(signal.SIGTERM)
+            eventually("draining", lambda: json.loads(weir.get("/readyz")[1] or b"{}").get("status") == "unavailable")
+            supervisor.send_signal(signal.SIGTERM)
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                answer.read()
+            assert supervisor.wait(30) == 0
+        finally:
+            connection.close()
+        assert len(weir.rows()) == 1
+        assert weir.rows()[0]["termination"] != "complete"
+
+
+def test_what_run_shows(weir: Gateway) -> None:
+    """The demo's key and model are preferred only where the demo answers; a suspended tenant gets no key."""
+    policy = compile_policy(weir.config)
+    settings = load(weir.config)
+    assert tenant_of(policy) == "acme"
+    assert model_of(policy, "acme", demo=False) == "small"
+    text = welcome(settings, policy, (), "wk_run_x", 1234)
+    assert f"http://127.0.0.1:{weir.metrics_port}/metrics" in text
+    assert "curl -N http://127.0.0.1:1234/v1/chat/completions -H 'Authorization: Bearer wk_run_x'" in text
+    weir.write(
+        "weir.yaml",
+        {
+            **json.loads((weir.config / "weir.yaml").read_text()),
+            "models": {"demo": {"upstream": "mock", "unpriced": True}, "small": {"upstream": "mock", "unpriced": True}},
+        },
+    )
+    both = compile_policy(weir.config)
+    assert model_of(both, "acme", demo=True) == "demo"
+    assert model_of(both, "acme", demo=False) == "small"
+    assert "set WEIR_UPSTREAM_URL" in welcome(settings, both, (Helper("demo", ("x",)),), "wk_run_x", 1)
+    weir.write("tenants/acme.yaml", {"name": "acme", "plan": "all", "status": "suspended"})
+    assert tenant_of(compile_policy(weir.config)) is None
+    assert "curl" not in welcome(settings, compile_policy(weir.config), (), "", 1)
