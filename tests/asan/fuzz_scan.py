@@ -1,4 +1,4 @@
-"""Random heads, bodies and streams through all of `_scan`: nothing but the documented errors, and the same at every cut."""
+"""Random heads, bodies and streams through all of `_scan`: only the documented errors, and the same at every cut."""
 
 from __future__ import annotations
 
