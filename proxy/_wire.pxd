@@ -22,7 +22,7 @@ cdef class Relay:
     cdef int64_t _start_ns, _last_ns, _paused_ns, _unread, _bytes
     cdef int _framing
     cdef uint32_t _tail
-    cdef bint _collecting
+    cdef bint _collecting, _last
     cdef int64_t _length
     cdef Frames _scan
     cdef list _kept
@@ -65,6 +65,7 @@ cdef class Connection:
     cdef bint _head_done, _skip, _complete, _keep, _until_close, _chunked
     cdef int64_t _length, _barren, _head_bytes
 
+    cdef int contain(self, Relay relay, Py_ssize_t n, str fault) except -1
     cdef int advance(self, Relay relay, Py_ssize_t n, str fault) except -1
     cdef int refuse(self, int verdict, str detail) except -1
     cdef int release(self, bint reusable) except -1

@@ -51,11 +51,7 @@ cpdef enum:
     CUT = 12
 
 # How the body is framed for the client.
-cdef enum:
-    BY_LENGTH = 1
-    BY_CHUNKS = 2
-    BY_CLOSE = 3
-    NO_BODY = 4
+cdef enum: BY_LENGTH, BY_CHUNKS, BY_CLOSE, NO_BODY
 
 cdef int64_t HEAD_MAX = bounds.UPSTREAM_HEAD_BYTES_MAX
 cdef int64_t ERROR_BODY_MAX = bounds.ERROR_BODY_BYTES_MAX
@@ -72,9 +68,7 @@ cdef int64_t coarse_ns = weir_wire_now()
 
 cdef bytes STREAM_LINES = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 cdef dict STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
-    for status in HTTPStatus
-    if 200 <= status.value < 300
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
 
 
@@ -87,22 +81,9 @@ cdef bytes plain(bytes value, size_t longest):
 
 cdef class Relay:
     def __init__(
-        self,
-        write not None,
-        buffered not None,
-        on_pause not None,
-        done not None,
-        Slot slot,
-        int64_t arrived_ns,
-        bytes head not None,
-        *,
-        bint http10,
-        bint close,
-        bint hide_usage,
-        bint hold_end,
-        int64_t first_byte_ms,
-        int64_t idle_ms,
-        int64_t total_ms,
+        self, write not None, buffered not None, on_pause not None, done not None, Slot slot, int64_t arrived_ns,
+        bytes head not None, *, bint http10, bint close, bint hide_usage, bint hold_end,
+        int64_t first_byte_ms, int64_t idle_ms, int64_t total_ms,
     ):
         self._write = write
         self._buffered = buffered
@@ -148,16 +129,15 @@ cdef class Relay:
         self.finish(CANCELLED, "cancelled")
 
     def cut(self, bytes ending not None):
-        if self.ending != RUNNING or self._held is not None:
-            return  # over, or everything but a durable record is there already
+        if self.ending != RUNNING or self._held is not None or self._last:
+            return  # over, or all but over: the end is written or held
         if not self.started or self._framing == BY_LENGTH or not self.is_stream:
             self.finish(CUT, "cut before a frame could be written")
         elif self._hide or weir_wire_between(self._tail):
             self.send(self.framed(ending, None, PyBytes_GET_SIZE(ending), True))
             self.finish(CUT, "cut between two frames")
         else:
-            # Half a frame is with the client: its rest must come first, or the ending would be read as part of it.
-            self._cut_with = ending
+            self._cut_with = ending  # half a frame is with the client: its rest comes first
 
     # --- from the upstream's head ---
 
@@ -168,9 +148,7 @@ cdef class Relay:
             self._collecting = True
             self._kept = []
             return 0
-        self.is_stream = weir_wire_media(
-            PyBytes_AS_STRING(self._media), PyBytes_GET_SIZE(self._media), b"text/event-stream"
-        )
+        self.is_stream = weir_wire_media(self._media, PyBytes_GET_SIZE(self._media), b"text/event-stream")
         if self.is_stream:
             self._scan = Frames.__new__(Frames)
         else:
@@ -219,13 +197,9 @@ cdef class Relay:
         else:
             pieces = more
             if self._kept is not None and one is not None:
-                if more is not None:
-                    self._kept.extend(more)
-                    for piece in more:
-                        self._kept_bytes += PyBytes_GET_SIZE(piece)
-                else:
-                    self._kept.append(one)
-                    self._kept_bytes += PyBytes_GET_SIZE(one)
+                for piece in more if more is not None else (one,):
+                    self._kept.append(piece)
+                    self._kept_bytes += PyBytes_GET_SIZE(piece)
                 if self._kept_bytes > PARSED_MAX:
                     self._kept = None
             if complete:
@@ -287,6 +261,7 @@ cdef class Relay:
         cdef int size_bytes = 0
         cdef char size[24]
         cdef char *to
+        self._last = complete
         if not self.started and self._held is None:
             head = self.client_head()
             h = PyBytes_GET_SIZE(head)
@@ -331,31 +306,29 @@ cdef class Relay:
         else:
             framing = b""
         date = PyBytes_FromStringAndSize(weir_wire_date(), WEIR_DATE_BYTES)
-        return b"".join(
-            (
-                STATUS_LINES.get(self.status) or b"HTTP/1.1 %d \r\n" % self.status,
-                b"content-type: %b\r\n" % self._media if self._media else b"",
-                STREAM_LINES if self.is_stream else b"",
-                self._head,
-                date,
-                framing,
-                b"connection: close\r\n\r\n" if self._close else b"\r\n",
-            )
-        )
+        return b"".join((
+            STATUS_LINES.get(self.status) or b"HTTP/1.1 %d \r\n" % self.status,
+            b"content-type: %b\r\n" % self._media if self._media else b"",
+            STREAM_LINES if self.is_stream else b"",
+            self._head,
+            date,
+            framing,
+            b"connection: close\r\n\r\n" if self._close else b"\r\n",
+        ))
 
     cdef int collect(self, bytes one, list more) except -1:
-        """Keeps a bounded part of an error's body. Returns 1 when there is no room for more."""
+        """Keeps a bounded part of an error's body. Returns an ending when there is no room for more, or RUNNING."""
         cdef bytes piece
         if one is None:
-            return 0
+            return RUNNING
         for piece in more if more is not None else (one,):
             if self._kept_bytes + PyBytes_GET_SIZE(piece) > ERROR_BODY_MAX:
                 self._kept.append(piece[: ERROR_BODY_MAX - self._kept_bytes])
                 self._kept_bytes = ERROR_BODY_MAX
-                return 1
+                return ANSWERED
             self._kept.append(piece)
             self._kept_bytes += PyBytes_GET_SIZE(piece)
-        return 0
+        return RUNNING
 
     cdef void read_whole(self):
         """The answer is whole: usage, model and text of a JSON body, before its last bytes leave."""
@@ -374,27 +347,18 @@ cdef class Relay:
             return
         if self._scan is not None:
             self._slot.note(
-                self._scan.s.frames - self._scan.s.hidden,
-                self._bytes,
-                self._scan.s.text_bytes,
-                self._scan.s.usage.prompt_tokens,
-                self._scan.s.usage.cached_tokens,
-                self._scan.s.usage.completion_tokens,
-                self._scan.s.usage.reasoning_tokens,
-                self._scan.s.usage.audio_tokens,
-                self._scan.s.usage_seen,
-                self.first_us,
-                self.status,
+                self._scan.s.frames - self._scan.s.hidden, self._bytes, self._scan.s.text_bytes,
+                self._scan.s.usage.prompt_tokens, self._scan.s.usage.cached_tokens,
+                self._scan.s.usage.completion_tokens, self._scan.s.usage.reasoning_tokens,
+                self._scan.s.usage.audio_tokens, self._scan.s.usage_seen, self.first_us, self.status,
             )
             return
         usage[0] = usage[1] = usage[2] = usage[3] = usage[4] = 0
         if self._usage is not None:
             seen = 1
             usage[0], usage[1], usage[2], usage[3], usage[4] = self._usage
-        self._slot.note(
-            self._whole, self._bytes, self._text_bytes, usage[0], usage[1], usage[2], usage[3], usage[4],
-            seen, self.first_us, self.status,
-        )  # fmt: skip
+        self._slot.note(self._whole, self._bytes, self._text_bytes, usage[0], usage[1], usage[2], usage[3], usage[4],
+                        seen, self.first_us, self.status)
 
     # --- towards the client ---
 
@@ -439,11 +403,11 @@ cdef class Relay:
             self._held = None
         if self._held is None:
             self._write = None
-        if connection is not None:
-            connection.release(self.reusable)
         done, self._done = self._done, None
         if not done.done():
             done.set_result(None)
+        if connection is not None:
+            connection.release(self.reusable)
         return 0
 
     # --- facts for the owner ---
@@ -514,10 +478,7 @@ cdef class Connection:
         except Exception as error:
             self._keep = False
             fault = str(error) or type(error).__name__
-        try:
-            self.advance(relay, len(data), None if self._complete else fault)
-        except Exception as error:
-            relay.finish(PROTOCOL, f"internal: {type(error).__name__}: {error}")
+        self.contain(relay, len(data), None if self._complete else fault)
 
     def eof_received(self):
         cdef Relay relay = self._relay
@@ -527,10 +488,7 @@ cdef class Connection:
         if self._head_done and self._until_close:
             self._complete = True
             self._keep = False
-            try:
-                self.advance(relay, 0, None)
-            except Exception as error:
-                relay.finish(PROTOCOL, f"internal: {type(error).__name__}: {error}")
+            self.contain(relay, 0, None)
         else:
             relay.finish(LOST, "the upstream closed the connection")
         return False
@@ -547,10 +505,10 @@ cdef class Connection:
             self._on_idle(self, False)
 
     def pause_writing(self):
-        """A request is one write, already made: there is nothing to hold back."""
+        """A request is one write, already made: there is nothing to hold back, here and in `resume_writing`."""
 
     def resume_writing(self):
-        """See `pause_writing`."""
+        pass
 
     # --- llhttp's callbacks ---
 
@@ -646,6 +604,13 @@ cdef class Connection:
             self._detail = detail
         return 0
 
+    cdef int contain(self, Relay relay, Py_ssize_t n, str fault) except -1:
+        """`advance`, but nothing that goes wrong in it leaves this connection."""
+        try:
+            return self.advance(relay, n, fault)
+        except Exception as error:
+            return relay.finish(PROTOCOL, f"internal: {type(error).__name__}: {error}")
+
     cdef int advance(self, Relay relay, Py_ssize_t n, str fault) except -1:
         """After one read: hands on what came of it. `fault` says what was wrong with the framing, None: nothing."""
         cdef bytes one = self._one
@@ -661,14 +626,14 @@ cdef class Connection:
             self._barren += n
             if fault is None and self._barren > HEAD_MAX:
                 fault = f"its head or framing is larger than {HEAD_MAX} bytes"
-        elif relay._collecting:
-            if self._verdict == CODED:
-                one = more = None  # an error in a coding that nobody asked for: only its status can be read
-            if relay.collect(one, more):
-                return relay.finish(ANSWERED, "its body was cut")
         else:
             self._barren = 0
-            ending = relay.deliver(one, more, self._complete)
+            if not relay._collecting:
+                ending = relay.deliver(one, more, self._complete)
+            elif self._verdict == CODED:
+                ending = RUNNING  # an error in a coding that nobody asked for: only its status can be read
+            else:
+                ending = relay.collect(one, more)
             if ending != RUNNING:
                 return relay.finish(ending, None)
         if relay.ending != RUNNING:
@@ -784,6 +749,7 @@ cdef class Sweeper:
         global coarse_ns
         cdef int64_t now = weir_wire_now(), late = now - self._due_ns
         cdef Py_ssize_t i
+        cdef Relay relay
         coarse_ns = now
         if late > self._lag_ns:
             self._lag_ns = late
@@ -796,16 +762,26 @@ cdef class Sweeper:
         self._skipped = False
         # Backwards, because an ended relay's place is taken by the last one.
         for i in range(len(self._relays) - 1, -1, -1):
-            if i < len(self._relays):
-                self.judge(<Relay>self._relays[i], now)
+            if i >= len(self._relays):
+                continue
+            relay = <Relay>self._relays[i]
+            try:
+                self.judge(relay, now)
+            except Exception as error:
+                relay.finish(CLIENT_GONE, f"{type(error).__name__} on asking the client's transport")
 
     cdef int judge(self, Relay relay, int64_t now) except -1:
+        cdef int64_t unread
         if relay._start_ns == 0:
             return 0  # not sent yet
         if now - relay._start_ns > relay._total_ns:
             return relay.finish(TOTAL_TIMEOUT, "the whole answer took too long")
         if relay._paused_ns:
-            if now - relay._paused_ns > self._stall_ns:
+            unread = relay._buffered()
+            if unread < relay._unread:
+                relay._unread = unread  # slow is not stalled
+                relay._paused_ns = now
+            elif now - relay._paused_ns > self._stall_ns:
                 return relay.finish(CLIENT_STALLED, "the client reads nothing")
         elif relay.first_us == 0:
             if now - relay._start_ns > relay._first_byte_ns:

@@ -1,6 +1,6 @@
 """Cut, mutated and made-up answers to a `Connection`, whose owner cancels, cuts, resumes and fails at any moment.
 
-Nothing may be raised, every relay must end once, and what a client got must be what the framing says or less.
+Nothing may be raised, every relay must end once, and what a client got must be sound and as the counters say.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
+
+import httptools
 
 from proxy import _wire as wire
 from proxy._wire import Connection, Relay
@@ -28,6 +31,7 @@ BODIES = [
     b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n',
 ]  # fmt: skip
 LINES = HEADS + BODIES
+CUT = b"data: cut here\n\n"
 FRAMES = [line for line in LINES if line.startswith(b"data:")]
 
 
@@ -101,28 +105,29 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
     reports: list[bool] = []
     connection = Connection(lambda connection, reusable: reports.append(reusable))
     connection.connection_made(upstream)  # type: ignore[arg-type]
-    relays: list[tuple[Relay, asyncio.Future[None]]] = []
+    relays: list[tuple[Relay, asyncio.Future[None], Transport, bool]] = []
     sweeper = wire.Sweeper(loop)
     for _ in range(chance.randrange(1, 5)):
         client = Transport(chance, near)
         done: asyncio.Future[None] = loop.create_future()
+        http10 = chance.random() < 0.2
         relay = Relay(
             client.write, client.get_write_buffer_size, on_pause(chance), done, None, 0, b"x-request-id: 1\r\n",
-            http10=chance.random() < 0.2, close=chance.random() < 0.2, hide_usage=chance.random() < 0.5,
+            http10=http10, close=chance.random() < 0.2, hide_usage=chance.random() < 0.5,
             hold_end=chance.random() < 0.3, first_byte_ms=10**6, idle_ms=10**6, total_ms=10**6,
         )  # fmt: skip
-        relays.append((relay, done))
+        relays.append((relay, done, client, http10))
         sweeper.add(relay)
         acts: list[Callable[[], None]] = [
             relay.resume,
             relay.cancel,
             relay.release_end,
-            lambda relay=relay: relay.cut(b"data: cut\n\n"),  # type: ignore[misc]
+            partial(relay.cut, CUT),
             connection.abort,
             client.abort,
         ]
         if chance.random() < 0.2:
-            client.on_write = lambda acts=acts: chance.choice(acts)() if chance.random() < 0.2 else None  # type: ignore[misc]
+            client.on_write = partial(sometimes, chance, acts)
         try:
             connection.start(relay, b"POST / HTTP/1.1\r\n\r\n")
         except ConnectionError:
@@ -141,14 +146,48 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
         read_facts(relay)
     connection.abort()
     connection.connection_lost(chance.choice([None, OSError("reset")]))
-    for relay, done in relays:
+    for relay, done, client, http10 in relays:
         assert relay.ending != wire.RUNNING
         assert done.done()
+        check_client(relay, client, http10)
         read_facts(relay)
     assert reports.count(False) == 1
     assert reports[-1] is False
     assert sweeper.running() == 0
     sweeper.close()
+
+
+def sometimes(chance: random.Random, acts: list[Callable[[], None]]) -> None:
+    if chance.random() < 0.2:
+        chance.choice(acts)()
+
+
+class Body:
+    """What a client makes of the bytes it got."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.size = 0
+        self.whole = False
+        parser = httptools.HttpResponseParser(self)
+        if raw:
+            parser.feed_data(raw)
+
+    def on_body(self, body: bytes) -> None:
+        self.size += len(body) - body.count(CUT) * len(CUT)
+
+    def on_message_complete(self) -> None:
+        self.whole = True
+
+
+def check_client(relay: Relay, client: Transport, http10: bool) -> None:
+    """What was written is sound HTTP, holds what the counters say, and ends well only where the answer did."""
+    body = Body(b"".join(client.written))
+    if relay.ending in (wire.COMPLETE, wire.CUT) and not client.closed:
+        assert body.size == relay.bytes
+        assert body.whole or http10 or relay.ending == wire.CUT
+    assert body.size <= relay.bytes
+    if not http10 and client.on_write is None:  # who cancels from within the last write cancels a whole answer
+        assert not body.whole or relay.ending in (wire.COMPLETE, wire.CUT)
 
 
 def on_pause(chance: random.Random) -> Callable[[Relay], None]:

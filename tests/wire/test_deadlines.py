@@ -109,6 +109,63 @@ def test_stalled_client(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LOOPS)
+def test_slow_client_is_not_stalled(kind: str) -> None:
+    """A client that takes a little now and then, over longer than the stall time, is waited for."""
+
+    async def main() -> None:
+        sweeper = wire.Sweeper(asyncio.get_running_loop(), stall_seconds=1.5)
+        with bench() as made:
+            client = Transport()
+            relay, done = start(made, client, idle_ms=200)
+            sweeper.add(relay)
+            client.unread = 2 * bounds.CLIENT_BUFFER_BYTES_MAX
+            made.connection.data_received(HEAD + piece(b": " + b"x" * client.unread + b"\n\n"))
+            for _ in range(20):
+                client.unread -= 1000
+                await asyncio.sleep(0.1)
+            assert relay.ending == wire.RUNNING
+            relay.cancel()
+            await done
+            client.close_sockets()
+        sweeper.close()
+
+    run(kind, main)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_transport_that_cannot_be_asked(kind: str) -> None:
+    """A client's transport that raises ends its own relay in the sweep, and no other's."""
+
+    async def main() -> None:
+        sweeper = wire.Sweeper(asyncio.get_running_loop())
+        with bench() as made, bench() as other:
+            client = Transport()
+            broken = False
+
+            def buffered() -> int:
+                if broken:
+                    raise RuntimeError("closed")
+                return 2 * bounds.CLIENT_BUFFER_BYTES_MAX
+
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            relay = make_relay(client.write, buffered, done)
+            made.connection.start(relay, b"x")
+            silent, _ = start(other, client)
+            for each in (silent, relay):
+                sweeper.add(each)
+            made.connection.data_received(HEAD + piece(b": " + b"x" * bounds.CLIENT_BUFFER_BYTES_MAX + b"\n\n"))
+            assert made.upstream.paused
+            broken = True
+            await done
+            assert relay.ending == wire.CLIENT_GONE
+            assert silent.ending == wire.RUNNING
+            client.close_sockets()
+        sweeper.close()
+
+    run(kind, main)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
 def test_loop_that_stood_still_judges_nobody_by_it(kind: str) -> None:
     """After a pause of the whole loop, what arrived meanwhile is read before anything is judged; the lag is told."""
 

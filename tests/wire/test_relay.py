@@ -12,7 +12,7 @@ from proxy import _wire as wire
 from proxy import bounds
 from tests.wire import answers
 from tests.wire.answers import DONE, FRAMES, STREAM, USAGE_FRAME
-from tests.wire.rig import Answer, Bench, Transport, bench, chunked, new_slot
+from tests.wire.rig import Answer, Bench, Transport, bench, chunked, make_relay, new_slot
 
 SEED = 77
 HEAD = answers.OK + answers.SSE + answers.CHUNKED + b"\r\n"
@@ -333,6 +333,24 @@ def test_write_that_ends_the_relay_from_within() -> None:
         made.connection.data_received(HEAD + chunked(STREAM))
         assert relay.ending == wire.CANCELLED
         assert made.reported == [False]
+        client.close_sockets()
+
+
+@pytest.mark.parametrize("http10", [False, True])
+def test_cut_from_within_the_last_write(http10: bool) -> None:
+    """A cut that comes while the end is being written is too late: nothing follows the end."""
+    with bench() as made:
+        client = Transport()
+
+        def write(data: bytes) -> None:
+            client.written.append(data)
+            relay.cut(ENDING)
+
+        relay = make_relay(write, int, made.loop.create_future(), http10=http10)
+        made.connection.start(relay, b"x")
+        made.connection.data_received(HEAD + chunked(STREAM))
+        assert relay.ending == wire.COMPLETE
+        assert Answer(b"".join(client.written)).body == b"".join(STREAM)
         client.close_sockets()
 
 
