@@ -7,6 +7,7 @@ at the end.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import itertools
@@ -274,7 +275,16 @@ class PostgresServer(Server):
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """An immediate shutdown (pg_ctl stop -m immediate): connections drop, the next start recovers from the log."""
+        """A crash: its children are killed in the middle of whatever they do; the next start recovers from the log.
+
+        The postmaster itself gets SIGQUIT (pg_ctl stop -m immediate), so that it releases its shared memory.
+        """
+        if self.process is not None and self.process.poll() is None:
+            children = self.pids()[1:]
+            self.process.send_signal(signal.SIGQUIT)
+            for pid in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._end(signal.SIGQUIT)
 
 

@@ -13,7 +13,7 @@ from proxy.flush.fold import Folded, Quarantined, fold
 from proxy.flush.notices import Notices
 from proxy.flush.source import ENTRIES_MAX, Source
 from proxy.store.redis import Entry, Malformed, RedisTransport, RedisUnavailable, read_batch
-from proxy.store.store import BadData, Persisted, Store, StoreUnavailable
+from proxy.store.store import Persisted, Store, StoreUnavailable
 from proxy.telemetry.log import Log
 
 _SPLIT_AFTER = 3  # failures of a batch, with the database in reach, until its entries are tried one by one
@@ -76,15 +76,15 @@ class Flusher:
                 return 0
         entries = self._held[: self._at_once]
 
-        # 2 Fold. Pure: doubles inside the batch fall away, what cannot be read is set aside with its reason.
-        folded = fold_entries(entries)
-        failpoint.reach("flush.before_persist")
-
-        # 3 Persist. One transaction: either all of it is in the database, or nothing. A record that is there already
-        #   changes neither rows nor roll-ups, so steps 1 to 3 may be repeated any number of times.
         try:
+            # 2 Fold. Pure: doubles inside the batch fall away, what cannot be read is set aside with its reason.
+            folded = fold_entries(entries)
+            failpoint.reach("flush.before_persist")
+
+            # 3 Persist. One transaction: all of it is in the database, or nothing. A record that is there already
+            #   changes neither rows nor roll-ups, so steps 1 to 3 may be repeated any number of times.
             persisted = await self.store.persist_folded(folded)
-        except (StoreUnavailable, BadData) as error:
+        except Exception as error:  # whatever it is: these entries must neither be lost nor stop the others
             await self._not_persisted(entries, error)
             return 0
         failpoint.reach("flush.after_commit")
@@ -121,7 +121,7 @@ class Flusher:
         await self.store.ping()
         self._failures += 1
         if self._failures < _SPLIT_AFTER:
-            raise StoreUnavailable(str(error)) from error
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
         self._failures = 0
         if len(entries) > 1:
             self._at_once = 1

@@ -38,7 +38,9 @@ class Source:
             claimed = await self._claim()
             if claimed or not self.streams:
                 return claimed
-            return await self._transport.read(self.streams, ENTRIES_MAX, bounds.FLUSH_BLOCK_MS)
+            # COUNT is for each stream: shared out, so that what is held in memory does not grow with the hosts.
+            count = max(1, ENTRIES_MAX // len(self.streams))
+            return await self._transport.read(self.streams, count, bounds.FLUSH_BLOCK_MS)
         except (KeyError, WrongType):
             # A group is missing (Redis forgot it) or a stream's name is taken: find out which, one by one.
             await self._repair()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -14,7 +15,8 @@ from sqlalchemy import text
 from proxy.call import UsageEvent
 from proxy.flush.fold import Batch
 from proxy.record import encode
-from proxy.store.store import Store
+from proxy.store.redis import RedisUnavailable
+from proxy.store.store import Store, StoreUnavailable
 
 T = TypeVar("T")
 START_US = 1_790_000_000_000_000  # 2026-09-21 14:13:20 UTC
@@ -30,6 +32,21 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             return await work
 
     return asyncio.run(bounded())
+
+
+async def eventually(attempt: Callable[[], Awaitable[object]], what: str, seconds: float = 20) -> None:
+    """Waits until `attempt` neither raises "away" nor returns False. Raises TimeoutError naming `what`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if await attempt() is not False:
+                return
+            reason = "not yet"
+        except (RedisUnavailable, StoreUnavailable) as error:
+            reason = str(error)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds} s: {reason}")
+        await asyncio.sleep(0.01)
 
 
 def event(call: int, **fields: Any) -> UsageEvent:
