@@ -87,12 +87,14 @@ def unlock(fd: int) -> None:
 
 
 @contextlib.contextmanager
-def places(directory: Path) -> Iterator[None]:
-    """Serialises the claim of columns and the allocation of segments among the processes of one data directory."""
+def places(directory: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Serialises the claim of columns and the allocation of segments among the processes of one data directory.
+
+    Without `wait` it yields False when another process is at it.
+    """
     fd = os.open(directory.parent / "places.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        lock(fd, wait=True)
-        yield
+        yield lock(fd, wait=wait)
     finally:
         os.close(fd)
 
@@ -197,10 +199,11 @@ def _mend_segments(path: Path, epoch: bytes) -> list[Segment]:
 def _sweep(directory: Path) -> None:
     """Removes what a killed creator or pruner left. The lock keeps it off epochs that are just being made."""
     leftovers = [path for path in directory.iterdir() if path.name.startswith((NEW, _GONE))]
-    if leftovers:
-        with places(directory):
-            for path in leftovers:
-                shutil.rmtree(path, ignore_errors=True)
+    if not leftovers:
+        return
+    with places(directory, wait=False) as ours:
+        for path in leftovers if ours else ():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def live_and_dead(directory: Path) -> list[EpochInfo]:
