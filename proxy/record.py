@@ -66,36 +66,37 @@ def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue
     else:
         prompt, cached = opened.prompt_tokens, 0
         completion = -(-seen.text_bytes // _TEXT_BYTES_PER_TOKEN)
+    # By position, in the order of UsageEvent: naming its fields would double the time of this function.
     return UsageEvent(
-        call=call,
-        tenant=opened.tenant,
-        key_id=opened.key_id,
-        user=opened.user,
-        tags=opened.tags,
-        request_id=opened.request_id,
-        endpoint=opened.endpoint,
-        model=opened.model,
-        model_served=cut(outcome.model_served, MODEL_BYTES_MAX),
-        upstream=sent.upstream if sent else "",
-        upstream_request_id=cut(outcome.upstream_request_id, REQUEST_ID_BYTES_MAX),
-        attempts=outcome.attempts,
-        stream=opened.stream,
-        status=outcome.status,
-        termination=outcome.termination,
-        prompt_tokens=prompt,
-        cached_tokens=cached,
-        completion_tokens=completion,
-        reasoning_tokens=seen.reasoning_tokens,
-        audio_tokens=seen.audio_tokens,
-        source="provider" if seen.usage_seen else "estimated",
-        relayed_frames=seen.frames,
-        relayed_bytes=seen.bytes,
-        cost_nanos=cost(opened, prompt, cached, completion),
-        price_version=opened.price_version,
-        started_us=opened.started_us,
-        queue_us=queue_us,
-        first_us=seen.first_us,
-        total_us=total_us,
+        call,
+        opened.tenant,
+        opened.key_id,
+        opened.user,
+        opened.tags,
+        opened.request_id,
+        opened.endpoint,
+        opened.model,
+        cut(outcome.model_served, MODEL_BYTES_MAX),  # model_served
+        sent.upstream if sent else "",  # upstream
+        cut(outcome.upstream_request_id, REQUEST_ID_BYTES_MAX),  # upstream_request_id
+        outcome.attempts,
+        opened.stream,
+        outcome.status,
+        outcome.termination,
+        prompt,  # prompt_tokens
+        cached,  # cached_tokens
+        completion,  # completion_tokens
+        seen.reasoning_tokens,
+        seen.audio_tokens,
+        "provider" if seen.usage_seen else "estimated",  # source
+        seen.frames,  # relayed_frames
+        seen.bytes,  # relayed_bytes
+        cost(opened, prompt, cached, completion),  # cost_nanos
+        opened.price_version,
+        opened.started_us,
+        queue_us,
+        seen.first_us,
+        total_us,
     )
 
 

@@ -99,6 +99,44 @@ def test_crash_is_what_was_relayed() -> None:
     assert (event.first_us, event.total_us, event.queue_us) == (333, 333, 0)
 
 
+def test_every_field_has_its_place() -> None:
+    """Each fact of the call stands under its own name in the row: all values differ."""
+    seen = Progress(21, 22, 23, 24, 5, 26, 7, 8, 1, 29, 201)
+    outcome = Outcome("client_gone", 499, seen, "served", "up-req", 3)
+    event = record.settle(77, OPENED, SENT, outcome, 31, 32)
+    assert msgspec.structs.asdict(event) == {
+        "call": 77,
+        "tenant": "acme",
+        "key_id": "k1",
+        "user": "u",
+        "tags": (("team", "search"),),
+        "request_id": "r-1",
+        "endpoint": "chat.completions",
+        "model": "fast",
+        "model_served": "served",
+        "upstream": "openai",
+        "upstream_request_id": "up-req",
+        "attempts": 3,
+        "stream": True,
+        "status": 499,
+        "termination": "client_gone",
+        "prompt_tokens": 24,
+        "cached_tokens": 5,
+        "completion_tokens": 26,
+        "reasoning_tokens": 7,
+        "audio_tokens": 8,
+        "source": "provider",
+        "relayed_frames": 21,
+        "relayed_bytes": 22,
+        "cost_nanos": 19 * 150 + 5 * 75 + 26 * 600,
+        "price_version": "2026-01",
+        "started_us": 1_700_000_000_000_000,
+        "queue_us": 31,
+        "first_us": 29,
+        "total_us": 32,
+    }
+
+
 def test_round_trips() -> None:
     """What is encoded is decoded to the same, events and ends alike."""
     event = row(frames=3)
