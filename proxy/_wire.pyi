@@ -33,7 +33,7 @@ class Relay:
     whatever way. arrived_ns: CLOCK_BOOTTIME.
 
     The client's head leaves with the first byte of the body, so that everything before it can still become a refusal.
-    Deadlines count from `Connection.start` and need a `Sweeper`; first_byte_ms is for the first byte of the body. An
+    Deadlines need a `Sweeper` and count from `Connection.start`; first_byte_ms is for the first byte of the body. An
     answer other than 2xx whose body does not come whole is ANSWERED all the same, with as much of the body as came.
     """
 
@@ -126,7 +126,7 @@ class Sweeper:
         self, loop: asyncio.AbstractEventLoop, *, stall_seconds: float = bounds.CLIENT_STALL_SECONDS_MAX
     ) -> None: ...
     def add(self, relay: Relay) -> None:
-        """It leaves by itself when it ends."""
+        """It leaves by itself when it ends. One that is never started ends by its deadline, counted from here."""
     def running(self) -> int: ...
     def lag_us(self) -> int:
         """How late the last sweeps were: the loop's lag. The maximum since the last call."""

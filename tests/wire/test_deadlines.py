@@ -71,10 +71,10 @@ def test_activity_keeps_a_relay(kind: str) -> None:
         sweeper = wire.Sweeper(asyncio.get_running_loop())
         with bench() as made:
             client = Transport()
-            relay, done = start(made, client, idle_ms=3000)
+            relay, done = start(made, client, idle_ms=1000)
             sweeper.add(relay)
             made.connection.data_received(HEAD)
-            for _ in range(40):
+            for _ in range(15):
                 made.connection.data_received(piece(answers.FRAMES[0]))
                 await asyncio.sleep(0.1)
             assert relay.ending == wire.RUNNING
@@ -127,6 +127,23 @@ def test_slow_client_is_not_stalled(kind: str) -> None:
             relay.cancel()
             await done
             client.close_sockets()
+        sweeper.close()
+
+    run(kind, main)
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_relay_that_is_never_sent(kind: str) -> None:
+    """A relay that is watched but finds no connection does not stay for ever."""
+
+    async def main() -> None:
+        sweeper = wire.Sweeper(asyncio.get_running_loop())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        relay = make_relay(print, int, done, first_byte_ms=100)
+        sweeper.add(relay)
+        await done
+        assert relay.ending == wire.FIRST_BYTE_TIMEOUT
+        assert sweeper.running() == 0
         sweeper.close()
 
     run(kind, main)

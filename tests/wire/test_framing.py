@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from email.utils import parsedate_to_datetime
 
 import pytest
 
 from proxy import _wire as wire
-from proxy import bounds
+from proxy import bounds, clock
 from tests.wire import answers
 from tests.wire.answers import Recorded
 from tests.wire.rig import Answer, Transport, bench, chunked, facts
@@ -136,6 +137,9 @@ def test_client_head() -> None:
         "content-type", "cache-control", "x-accel-buffering", "x-request-id", "date", "transfer-encoding"
     }  # fmt: skip
     assert answer.headers["x-request-id"] == "abc"
+    date = parsedate_to_datetime(answer.headers["date"])
+    assert answer.headers["date"].endswith(" GMT")
+    assert abs(date.timestamp() - clock.wall_us() / 1e6) < 60  # the right date, not a duration
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert found["upstream_request_id"] == b"u1"
     raw = answers.OK + answers.JSON + answers.length(answers.BODY) + b"\r\n" + answers.BODY
