@@ -5,7 +5,8 @@
 
 #include "_json.h"
 
-/* The fields that Weir reads or forwards; everything else stays here. Those of WEIR_FORWARD_FIRST and later are forwarded. */
+/* The fields that Weir reads or forwards; everything else stays here. Those of WEIR_FORWARD_FIRST and later are
+   forwarded. */
 enum {
     WEIR_OTHER,
     WEIR_HOST,
@@ -45,7 +46,9 @@ static int weir_field(const uint8_t *name, Py_ssize_t n) {
     case 11:
         if (WJ_LIKE("openai-beta")) return WEIR_OPENAI_BETA;
         return WJ_LIKE("traceparent") ? WEIR_TRACEPARENT : WJ_LIKE("x-tenant-id") ? WEIR_X_TENANT_ID : WEIR_OTHER;
-    case 12: return WJ_LIKE("content-type") ? WEIR_CONTENT_TYPE : WJ_LIKE("x-request-id") ? WEIR_X_REQUEST_ID : WEIR_OTHER;
+    case 12:
+        if (WJ_LIKE("content-type")) return WEIR_CONTENT_TYPE;
+        return WJ_LIKE("x-request-id") ? WEIR_X_REQUEST_ID : WEIR_OTHER;
     case 13: return WJ_LIKE("authorization") ? WEIR_AUTHORIZATION : WEIR_OTHER;
     case 14: return WJ_LIKE("content-length") ? WEIR_CONTENT_LENGTH : WEIR_OTHER;
     case 16: return WJ_LIKE("content-encoding") ? WEIR_CONTENT_ENCODING : WEIR_OTHER;
@@ -85,8 +88,8 @@ static int weir_value_kind(const uint8_t *p, Py_ssize_t n) {
 static int weir_host_fine(const uint8_t *p, Py_ssize_t n) {
     for (Py_ssize_t i = 0; i < n; i++) {
         const uint8_t c = p[i], low = c | 0x20;
-        if (!((low >= 'a' && low <= 'z') || (c >= '0' && c <= ':') || c == '-' || c == '.' || c == '_' || c == '[' || c == ']'))
-            return 0;
+        if ((low >= 'a' && low <= 'z') || (c >= '0' && c <= ':')) continue;
+        if (c != '-' && c != '.' && c != '_' && c != '[' && c != ']') return 0;
     }
     return 1;
 }

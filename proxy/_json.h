@@ -1,8 +1,9 @@
-/* Reads JSON text in one pass without building anything: no allocation, no recursion, nothing kept.
+/* Reads JSON text in one pass without building anything: no allocation, no recursion, nothing kept. Strings, numbers
+   and the steps of an object; whole values are walked in _walk.h.
 
-   `strict` is RFC 8259 as orjson reads it: valid UTF-8, paired surrogates, finite numbers. Otherwise what Python's json
-   takes from an upstream is taken: NaN, Infinity, lone surrogates, any bytes in strings. The structure is checked in both.
-   Every function returns the byte after what it read, or NULL after `wj_fail` has noted where and why. */
+   `strict` is RFC 8259 as orjson reads it: valid UTF-8, paired surrogates, finite numbers. Otherwise what Python's
+   json takes from an upstream is taken: NaN, Infinity, lone surrogates, any bytes in strings. The structure is checked
+   in both. Every function returns the byte after what it read, or NULL after `wj_fail` has noted where and why. */
 
 #ifndef WEIR_JSON_H
 #define WEIR_JSON_H
@@ -15,21 +16,7 @@
 #endif
 
 #define WJ_INLINE static inline __attribute__((always_inline))
-#define WJ_LEVELS 256 /* room for nesting; the bound itself is `depth_max` */
 #define WJ_NAME_MAX 63 /* bytes of a decoded key that are looked at: above three times the longest name we know */
-
-/* What a string under a key means to us. */
-enum {
-    WJ_SKIP,            /* nothing below it counts */
-    WJ_TEXT,            /* strings here count as text; objects below are read by their keys */
-    WJ_ENTER,           /* strings here do not count; objects below are read by their keys */
-    WJ_ALL,             /* every string and every key below counts */
-    WJ_IMAGE,           /* counts as one image, and nothing below it as text */
-    WJ_REASONING,       /* text of a model's reasoning, under the first of its two common names */
-    WJ_REASONING_OTHER, /* and under the second: providers send both with the same text */
-};
-
-enum { WJ_REQUEST, WJ_ANSWER }; /* whose keys: `side` of a walk */
 
 typedef struct {
     const uint8_t *start, *end;
@@ -180,7 +167,7 @@ static size_t wj_decode(const wj_str *s, uint8_t *out, size_t room) {
         uint8_t one[4];
         int length = 1, taken = 1;
         if (*p != '\\') {
-            if (*p >= 0x80 && (length = wj_utf8(p, end)) == 0) length = 1; /* an upstream's odd bytes stay as they are */
+            if (*p >= 0x80 && (length = wj_utf8(p, end)) == 0) length = 1; /* odd bytes stay as they are */
             taken = length;
             memcpy(one, p, (size_t)length);
         } else if (p[1] == 'u') {
@@ -211,7 +198,8 @@ static size_t wj_decode(const wj_str *s, uint8_t *out, size_t room) {
     return n;
 }
 
-/* A key as it is meant: itself, or decoded into `buffer` of WJ_NAME_MAX bytes. A longer one is "", which we never look for. */
+/* A key as it is meant: itself, or decoded into `buffer` of WJ_NAME_MAX bytes. A longer one is "", which we never look
+   for. */
 WJ_INLINE const uint8_t *wj_name(const wj_str *key, uint8_t *buffer, size_t *length) {
     *length = (size_t)wj_length(key);
     if (*length > WJ_NAME_MAX) *length = 0;
@@ -300,14 +288,15 @@ static const uint8_t *wj_number(wj *j, const uint8_t *p, const int strict) {
         p = q;
         exponent = 1;
     }
-    if (strict && (exponent || p - start > 300) && !wj_finite(start, p)) return wj_fail(j, start, "a number is too large");
+    if (strict && (exponent || p - start > 300) && !wj_finite(start, p))
+        return wj_fail(j, start, "a number is too large");
     return p;
 }
 
 /* === objects and arrays === */
 
-/* Steps to an object's next member: 1 with its key, *at then stands at the value; 0 at its end, *at behind it; -1 if wrong.
-   *at begins behind the opening brace, with *members 0; it counts them. */
+/* Steps to an object's next member: 1 with its key, *at then stands at the value; 0 at its end, *at behind it; -1 if
+   wrong. *at begins behind the opening brace, with *members 0; it counts them. */
 WJ_INLINE int wj_member(wj *j, const uint8_t **at, wj_str *key, int *members, const int strict) {
     const uint8_t *end = j->end, *p = wj_space(*at, end);
     if (p < end && *p == '}') {
@@ -330,7 +319,8 @@ WJ_INLINE int wj_member(wj *j, const uint8_t **at, wj_str *key, int *members, co
     return 1;
 }
 
-/* Case of ASCII letters is ignored: parsers exist that do (Go's encoding/json), and text must not hide from us there. */
+/* Case of ASCII letters is ignored: parsers exist that do (Go's encoding/json), and text must not hide from us there.
+   */
 WJ_INLINE int wj_like(const uint8_t *name, const char *text, size_t n) {
     for (size_t i = 0; i < n; i++)
         if ((name[i] | (name[i] >= 'A' && name[i] <= 'Z' ? 0x20 : 0)) != (uint8_t)text[i]) return 0;
@@ -338,156 +328,5 @@ WJ_INLINE int wj_like(const uint8_t *name, const char *text, size_t n) {
 }
 
 #define WJ_LIKE(text) wj_like(name, text, sizeof(text) - 1)
-
-/* Keys inside messages, prompt and input. What we do not know may still contain what we know. */
-static int wj_request_class(const wj_str *key) {
-    uint8_t buffer[WJ_NAME_MAX + 1];
-    size_t n;
-    const uint8_t *name = wj_name(key, buffer, &n);
-    switch (n) {
-    case 4:
-        if (WJ_LIKE("text") || WJ_LIKE("name")) return WJ_TEXT;
-        return WJ_LIKE("file") ? WJ_SKIP : WJ_ENTER;
-    case 5: return WJ_LIKE("input") ? WJ_TEXT : WJ_ENTER; /* of a custom tool's call */
-    case 6: return WJ_LIKE("output") ? WJ_TEXT : WJ_ENTER; /* of a function, in Responses' input */
-    case 7: return WJ_LIKE("content") || WJ_LIKE("refusal") ? WJ_TEXT : WJ_ENTER;
-    case 9:
-        if (WJ_LIKE("arguments") || WJ_LIKE("reasoning")) return WJ_TEXT;
-        return WJ_LIKE("image_url") ? WJ_IMAGE : WJ_ENTER;
-    case 11: return WJ_LIKE("input_audio") ? WJ_SKIP : WJ_ENTER;
-    case 17: return WJ_LIKE("reasoning_content") ? WJ_TEXT : WJ_ENTER;
-    default: return WJ_ENTER;
-    }
-}
-
-/* Keys inside choices. What we do not know is skipped: log probabilities and annotations repeat the text. */
-static int wj_answer_class(const wj_str *key) {
-    uint8_t buffer[WJ_NAME_MAX + 1];
-    size_t n;
-    const uint8_t *name = wj_name(key, buffer, &n);
-    switch (n) {
-    case 4: return WJ_IS(name, n, "text") ? WJ_TEXT : WJ_SKIP;
-    case 5:
-        if (WJ_IS(name, n, "delta")) return WJ_ENTER;
-        return WJ_IS(name, n, "input") ? WJ_TEXT : WJ_SKIP;
-    case 6: return WJ_IS(name, n, "custom") ? WJ_ENTER : WJ_SKIP;
-    case 7:
-        if (WJ_IS(name, n, "content") || WJ_IS(name, n, "refusal")) return WJ_TEXT;
-        return WJ_IS(name, n, "message") ? WJ_ENTER : WJ_SKIP;
-    case 8:
-        if (WJ_IS(name, n, "thinking")) return WJ_TEXT; /* Mistral: a part of content, itself made of text parts */
-        return WJ_IS(name, n, "function") ? WJ_ENTER : WJ_SKIP;
-    case 9:
-        if (WJ_IS(name, n, "arguments")) return WJ_TEXT;
-        return WJ_IS(name, n, "reasoning") ? WJ_REASONING_OTHER : WJ_SKIP;
-    case 10: return WJ_IS(name, n, "tool_calls") ? WJ_ENTER : WJ_SKIP;
-    case 13: return WJ_IS(name, n, "function_call") ? WJ_ENTER : WJ_SKIP;
-    case 17: return WJ_IS(name, n, "reasoning_content") ? WJ_REASONING : WJ_SKIP;
-    default: return WJ_SKIP;
-    }
-}
-
-WJ_INLINE void wj_count_text(wj *j, int class, const wj_str *s) {
-    if (class == WJ_TEXT || class == WJ_ALL) j->text += wj_length(s);
-    else if (class == WJ_REASONING) j->reasoning += wj_length(s);
-    else if (class == WJ_REASONING_OTHER) j->reasoning_other += wj_length(s);
-}
-
-/* Walks any value. `class` says what its strings mean; `j->depth` objects are open around it. */
-WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int strict, const int side) {
-    enum { ARRAY = 0x80 };
-    uint8_t level[WJ_LEVELS];
-    const int depth_max = j->depth_max - j->depth;
-    const uint8_t *end = j->end;
-    int depth = 0;
-    wj_str s;
-value:
-    p = wj_space(p, end);
-    if (p == end) return wj_fail(j, p, "a value is expected");
-    if (class == WJ_IMAGE) {
-        if (*p != 'n') j->images++; /* null is no image */
-        class = WJ_SKIP;
-    }
-    switch (*p) {
-    case '"':
-        p = wj_string(j, p, &s, strict);
-        if (!p) return NULL;
-        if (class != WJ_SKIP) wj_count_text(j, class, &s);
-        break;
-    case '{':
-        if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
-        p = wj_space(p + 1, end);
-        if (p < end && *p == '}') {
-            p++;
-            break;
-        }
-        level[depth++] = (uint8_t)class;
-        goto key;
-    case '[':
-        if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
-        p = wj_space(p + 1, end);
-        if (p < end && *p == ']') {
-            p++;
-            break;
-        }
-        if (depth == 0) j->elements++;
-        level[depth++] = (uint8_t)(class | ARRAY);
-        goto value;
-    case 't':
-        p = wj_literal(j, p, "true", 4);
-        break;
-    case 'f':
-        p = wj_literal(j, p, "false", 5);
-        break;
-    case 'n':
-        p = wj_literal(j, p, "null", 4);
-        break;
-    default:
-        p = wj_number(j, p, strict);
-        if (class == WJ_TEXT && depth && level[depth - 1] & ARRAY) j->numbers++;
-    }
-    if (!p) return NULL;
-next:
-    if (depth == 0) return p;
-    p = wj_space(p, end);
-    class = level[depth - 1];
-    if (class & ARRAY) {
-        class &= ~ARRAY;
-        if (p < end && *p == ',') {
-            if (depth == 1) j->elements++;
-            p++;
-            goto value;
-        }
-        if (p == end || *p != ']') return wj_fail(j, p, "a comma or a closing bracket is expected");
-    } else {
-        if (p < end && *p == ',') {
-            p = wj_space(p + 1, end);
-            goto key;
-        }
-        if (p == end || *p != '}') return wj_fail(j, p, "a comma or a closing brace is expected");
-    }
-    p++;
-    depth--;
-    goto next;
-key:
-    if (p == end || *p != '"') return wj_fail(j, p, "a key in double quotes is expected");
-    p = wj_string(j, p, &s, strict);
-    if (!p) return NULL;
-    class = level[depth - 1];
-    if (class == WJ_ALL) j->text += wj_length(&s);
-    else if (class != WJ_SKIP) class = side == WJ_REQUEST ? wj_request_class(&s) : wj_answer_class(&s);
-    p = wj_space(p, end);
-    if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected");
-    p++;
-    goto value;
-}
-
-static const uint8_t *wj_walk_request(wj *j, const uint8_t *p, int class) {
-    return wj_walk(j, p, class, 1, WJ_REQUEST);
-}
-
-static const uint8_t *wj_walk_answer(wj *j, const uint8_t *p, int class) {
-    return wj_walk(j, p, class, 0, WJ_ANSWER);
-}
 
 #endif

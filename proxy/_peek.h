@@ -3,7 +3,7 @@
 #ifndef WEIR_PEEK_H
 #define WEIR_PEEK_H
 
-#include "_json.h"
+#include "_walk.h"
 
 enum { WEIR_FINE, WEIR_BAD_JSON, WEIR_DUPLICATE_KEY, WEIR_BAD_VALUE };
 
@@ -54,8 +54,8 @@ typedef struct {
     Py_ssize_t at;
 } weir_peek;
 
-/* The name as careless parsers fold it: Go's encoding/json takes any case of ASCII letters, and U+017F and U+212A for s and
-   k. Returns the bytes written to `out`, which holds WJ_NAME_MAX. */
+/* The name as careless parsers fold it: Go's encoding/json takes any case of ASCII letters, and U+017F and U+212A for
+   s and k. Returns the bytes written to `out`, which holds WJ_NAME_MAX. */
 static size_t weir_fold(const uint8_t *name, size_t n, uint8_t *out) {
     size_t m = 0;
     for (size_t i = 0; i < n; i++) {
@@ -128,12 +128,14 @@ static int weir_value(weir_peek *k, int key, const uint8_t *p, const uint8_t *en
         break;
     case WEIR_N:
         number = null ? 1 : weir_whole(p, end);
-        if (number < 1 || number > 128) return weir_refuse(k, WEIR_BAD_VALUE, key, "must be an integer from 1 to 128, or null");
+        if (number < 1 || number > 128)
+            return weir_refuse(k, WEIR_BAD_VALUE, key, "must be an integer from 1 to 128, or null");
         k->choices = number;
         break;
     default:
         number = null ? -1 : weir_whole(p, end);
-        if (!null && number < 0) return weir_refuse(k, WEIR_BAD_VALUE, key, "must be an integer from 0 to 2**40, or null");
+        if (!null && number < 0)
+            return weir_refuse(k, WEIR_BAD_VALUE, key, "must be an integer from 0 to 2**40, or null");
         k->limit[key - WEIR_MAX_TOKENS] = number;
     }
     return WEIR_FINE;

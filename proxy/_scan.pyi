@@ -171,7 +171,7 @@ class Frames:
         """[DONE] was seen."""
     @property
     def error(self) -> bool:
-        """A frame with a top-level `error` was seen that an SDK raises for: an object, or a string that is not empty."""
+        """A frame with a top-level `error` was seen that an SDK raises for: an object, or a string that is not ""."""
 
 def read_answer(body: bytes) -> tuple[tuple[int, int, int, int, int] | None, str, int]:
     """(usage, model, text_bytes) of a whole JSON answer, each as in `Frames`; (None, "", 0) when it is no JSON

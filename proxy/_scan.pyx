@@ -10,53 +10,14 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from proxy import bounds
 
-cdef extern from "_json.h":
-    enum: WJ_LEVELS
-    ctypedef struct wj_str:
-        const uint8_t* start
-        const uint8_t* end
-    size_t wj_decode(const wj_str* s, uint8_t* out, size_t room) noexcept
-
-cdef extern from "_peek.h":
-    enum: WEIR_MODEL, WEIR_STREAM_OPTIONS, WEIR_USER, WEIR_INCLUDE_USAGE, WEIR_GOVERNED
-    enum: WEIR_FINE, WEIR_BAD_JSON, WEIR_DUPLICATE_KEY
-    ctypedef struct weir_span:
-        Py_ssize_t start
-        Py_ssize_t end
-    ctypedef struct weir_peek:
-        weir_span* span
-        wj_str model
-        wj_str user
-        int stream
-        int usage_asked
-        int64_t* limit
-        int64_t choices
-        int64_t text_bytes
-        int64_t images
-        int64_t token_ids
-        int64_t messages
-        Py_ssize_t end
-        int members
-        int option_members
-        const char* why
-        int key
-        Py_ssize_t at
-    const char** weir_param
-    int weir_peek_body(weir_peek* k, const uint8_t* body, Py_ssize_t size, int depth_max) noexcept
-
-cdef extern from "_head.h":
-    enum:
-        WEIR_OTHER, WEIR_HOST, WEIR_EXPECT, WEIR_API_KEY, WEIR_X_API_KEY, WEIR_CONNECTION, WEIR_X_TENANT_ID
-        WEIR_X_REQUEST_ID, WEIR_AUTHORIZATION, WEIR_CONTENT_LENGTH, WEIR_CONTENT_ENCODING, WEIR_TRANSFER_ENCODING
-        WEIR_FORWARD_FIRST, WEIR_CONTENT_TYPE, WEIR_FIELDS
-    enum: WEIR_PLAIN, WEIR_HIGH, WEIR_BREAKS
-    const char** weir_field_name
-    int weir_field(const uint8_t* name, Py_ssize_t n) noexcept
-    bint weir_same(const uint8_t* name, Py_ssize_t n, const char* text, Py_ssize_t text_bytes) noexcept
-    int weir_value_kind(const uint8_t* p, Py_ssize_t n) noexcept
-    bint weir_host_fine(const uint8_t* p, Py_ssize_t n) noexcept
-    bint weir_visible(const uint8_t* p, Py_ssize_t n) noexcept
-    unsigned weir_hop_fields(const uint8_t* p, Py_ssize_t n) noexcept
+from proxy._scan_h cimport (
+    WEIR_API_KEY, WEIR_AUTHORIZATION, WEIR_BAD_JSON, WEIR_BREAKS, WEIR_CONNECTION, WEIR_CONTENT_ENCODING,
+    WEIR_CONTENT_LENGTH, WEIR_CONTENT_TYPE, WEIR_DUPLICATE_KEY, WEIR_EXPECT, WEIR_FINE, WEIR_FORWARD_FIRST,
+    WEIR_HOST, WEIR_INCLUDE_USAGE, WEIR_MODEL, WEIR_OTHER, WEIR_PLAIN, WEIR_STREAM_OPTIONS, WEIR_TRANSFER_ENCODING,
+    WEIR_X_API_KEY, WEIR_X_REQUEST_ID, WEIR_X_TENANT_ID, WJ_LEVELS, weir_field, weir_field_name, weir_hop_fields,
+    weir_host_fine, weir_param, weir_peek, weir_peek_body, weir_same, weir_span, weir_value_kind, weir_visible,
+    wj_decode, wj_str,
+)
 
 cdef extern from "_sse.h":
     enum: WEIR_MODEL_BYTES

@@ -1,0 +1,174 @@
+/* Walks JSON values and counts the text in them, by the keys that it stands under. */
+
+#ifndef WEIR_WALK_H
+#define WEIR_WALK_H
+
+#include "_json.h"
+
+#define WJ_LEVELS 256 /* room for nesting; the bound itself is `depth_max` */
+
+/* What a string under a key means to us. */
+enum {
+    WJ_SKIP,            /* nothing below it counts */
+    WJ_TEXT,            /* strings here count as text; objects below are read by their keys */
+    WJ_ENTER,           /* strings here do not count; objects below are read by their keys */
+    WJ_ALL,             /* every string and every key below counts */
+    WJ_IMAGE,           /* counts as one image, and nothing below it as text */
+    WJ_REASONING,       /* text of a model's reasoning, under the first of its two common names */
+    WJ_REASONING_OTHER, /* and under the second: providers send both with the same text */
+};
+
+enum { WJ_REQUEST, WJ_ANSWER }; /* whose keys: `side` of a walk */
+
+/* Keys inside messages, prompt and input. What we do not know may still contain what we know. */
+static int wj_request_class(const wj_str *key) {
+    uint8_t buffer[WJ_NAME_MAX + 1];
+    size_t n;
+    const uint8_t *name = wj_name(key, buffer, &n);
+    switch (n) {
+    case 4:
+        if (WJ_LIKE("text") || WJ_LIKE("name")) return WJ_TEXT;
+        return WJ_LIKE("file") ? WJ_SKIP : WJ_ENTER;
+    case 5: return WJ_LIKE("input") ? WJ_TEXT : WJ_ENTER; /* of a custom tool's call */
+    case 6: return WJ_LIKE("output") ? WJ_TEXT : WJ_ENTER; /* of a function, in Responses' input */
+    case 7: return WJ_LIKE("content") || WJ_LIKE("refusal") ? WJ_TEXT : WJ_ENTER;
+    case 9:
+        if (WJ_LIKE("arguments") || WJ_LIKE("reasoning")) return WJ_TEXT;
+        return WJ_LIKE("image_url") ? WJ_IMAGE : WJ_ENTER;
+    case 11: return WJ_LIKE("input_audio") ? WJ_SKIP : WJ_ENTER;
+    case 17: return WJ_LIKE("reasoning_content") ? WJ_TEXT : WJ_ENTER;
+    default: return WJ_ENTER;
+    }
+}
+
+/* Keys inside choices. What we do not know is skipped: log probabilities and annotations repeat the text. */
+static int wj_answer_class(const wj_str *key) {
+    uint8_t buffer[WJ_NAME_MAX + 1];
+    size_t n;
+    const uint8_t *name = wj_name(key, buffer, &n);
+    switch (n) {
+    case 4: return WJ_IS(name, n, "text") ? WJ_TEXT : WJ_SKIP;
+    case 5:
+        if (WJ_IS(name, n, "delta")) return WJ_ENTER;
+        return WJ_IS(name, n, "input") ? WJ_TEXT : WJ_SKIP;
+    case 6: return WJ_IS(name, n, "custom") ? WJ_ENTER : WJ_SKIP;
+    case 7:
+        if (WJ_IS(name, n, "content") || WJ_IS(name, n, "refusal")) return WJ_TEXT;
+        return WJ_IS(name, n, "message") ? WJ_ENTER : WJ_SKIP;
+    case 8:
+        if (WJ_IS(name, n, "thinking")) return WJ_TEXT; /* Mistral: a part of content, itself made of text parts */
+        return WJ_IS(name, n, "function") ? WJ_ENTER : WJ_SKIP;
+    case 9:
+        if (WJ_IS(name, n, "arguments")) return WJ_TEXT;
+        return WJ_IS(name, n, "reasoning") ? WJ_REASONING_OTHER : WJ_SKIP;
+    case 10: return WJ_IS(name, n, "tool_calls") ? WJ_ENTER : WJ_SKIP;
+    case 13: return WJ_IS(name, n, "function_call") ? WJ_ENTER : WJ_SKIP;
+    case 17: return WJ_IS(name, n, "reasoning_content") ? WJ_REASONING : WJ_SKIP;
+    default: return WJ_SKIP;
+    }
+}
+
+WJ_INLINE void wj_count_text(wj *j, int class, const wj_str *s) {
+    if (class == WJ_TEXT || class == WJ_ALL) j->text += wj_length(s);
+    else if (class == WJ_REASONING) j->reasoning += wj_length(s);
+    else if (class == WJ_REASONING_OTHER) j->reasoning_other += wj_length(s);
+}
+
+/* Walks any value, iteratively. `class` says what its strings mean; `j->depth` objects are open around it. */
+WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int strict, const int side) {
+    enum { ARRAY = 0x80 };
+    uint8_t level[WJ_LEVELS];
+    const int depth_max = j->depth_max - j->depth;
+    const uint8_t *end = j->end;
+    int depth = 0;
+    wj_str s;
+value:
+    p = wj_space(p, end);
+    if (p == end) return wj_fail(j, p, "a value is expected");
+    if (class == WJ_IMAGE) {
+        if (*p != 'n') j->images++; /* null is no image */
+        class = WJ_SKIP;
+    }
+    switch (*p) {
+    case '"':
+        p = wj_string(j, p, &s, strict);
+        if (!p) return NULL;
+        if (class != WJ_SKIP) wj_count_text(j, class, &s);
+        break;
+    case '{':
+        if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
+        p = wj_space(p + 1, end);
+        if (p < end && *p == '}') {
+            p++;
+            break;
+        }
+        level[depth++] = (uint8_t)class;
+        goto key;
+    case '[':
+        if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
+        p = wj_space(p + 1, end);
+        if (p < end && *p == ']') {
+            p++;
+            break;
+        }
+        if (depth == 0) j->elements++;
+        level[depth++] = (uint8_t)(class | ARRAY);
+        goto value;
+    case 't':
+        p = wj_literal(j, p, "true", 4);
+        break;
+    case 'f':
+        p = wj_literal(j, p, "false", 5);
+        break;
+    case 'n':
+        p = wj_literal(j, p, "null", 4);
+        break;
+    default:
+        p = wj_number(j, p, strict);
+        if (class == WJ_TEXT && depth && level[depth - 1] & ARRAY) j->numbers++;
+    }
+    if (!p) return NULL;
+next:
+    if (depth == 0) return p;
+    p = wj_space(p, end);
+    class = level[depth - 1];
+    if (class & ARRAY) {
+        class &= ~ARRAY;
+        if (p < end && *p == ',') {
+            if (depth == 1) j->elements++;
+            p++;
+            goto value;
+        }
+        if (p == end || *p != ']') return wj_fail(j, p, "a comma or a closing bracket is expected");
+    } else {
+        if (p < end && *p == ',') {
+            p = wj_space(p + 1, end);
+            goto key;
+        }
+        if (p == end || *p != '}') return wj_fail(j, p, "a comma or a closing brace is expected");
+    }
+    p++;
+    depth--;
+    goto next;
+key:
+    if (p == end || *p != '"') return wj_fail(j, p, "a key in double quotes is expected");
+    p = wj_string(j, p, &s, strict);
+    if (!p) return NULL;
+    class = level[depth - 1];
+    if (class == WJ_ALL) j->text += wj_length(&s);
+    else if (class != WJ_SKIP) class = side == WJ_REQUEST ? wj_request_class(&s) : wj_answer_class(&s);
+    p = wj_space(p, end);
+    if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected");
+    p++;
+    goto value;
+}
+
+static const uint8_t *wj_walk_request(wj *j, const uint8_t *p, int class) {
+    return wj_walk(j, p, class, 1, WJ_REQUEST);
+}
+
+static const uint8_t *wj_walk_answer(wj *j, const uint8_t *p, int class) {
+    return wj_walk(j, p, class, 0, WJ_ANSWER);
+}
+
+#endif
