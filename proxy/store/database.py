@@ -156,9 +156,13 @@ class Database:
         self.sqlite = engine.dialect.name == "sqlite"
 
     @classmethod
-    def open(cls, url: str, *, readonly: bool = False) -> Self:
-        """Prepares access; connects at the first query. Raises ValueError for a URL that is neither kind."""
-        return cls(make_engine(url, readonly=readonly, seconds_max=bounds.FLUSH_SECONDS_MAX), readonly=readonly)
+    def open(cls, url: str, *, readonly: bool = False, patient: bool = False) -> Self:
+        """Prepares access; connects at the first query. Raises ValueError for a URL that is neither kind.
+
+        `patient` is for reports over a large table: no statement is ended for its length.
+        """
+        seconds_max = None if patient else bounds.FLUSH_SECONDS_MAX
+        return cls(make_engine(url, readonly=readonly, seconds_max=seconds_max), readonly=readonly)
 
     async def close(self) -> None:
         """Closes every connection; the object may not be used afterwards."""

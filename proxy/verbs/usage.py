@@ -85,7 +85,7 @@ async def _answer(args: argparse.Namespace) -> int:
     if not database:
         process = settings.load(args.config)
         database, data_dir = process.database, process.data_dir
-    store = Store.open(database, readonly=True)
+    store = Store.open(database, readonly=True, patient=True)
     try:
         await store.check_schema()
         if args.action == "verify":

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,18 @@ from typing import Any
 import proxy
 from proxy.flush.fold import Batch
 from proxy.flush.loop import Flusher
-from proxy.store.redis import RedisTransport, pack
+from proxy.store.redis import RedisTransport, pack, stream_name
 from proxy.store.store import Store
 from proxy.telemetry.log import Log
-from tests.store.records import eventually
+from tests.store.records import batches, eventually, mixed
 
 ROOT = Path(proxy.__file__).parent.parent
 ORIGIN = "0123456789abcdef"
+EPOCH = bytes(range(16))
+OTHER = bytes(reversed(range(16)))
+STREAM = stream_name(ORIGIN)
+EVENTS = {EPOCH: mixed(1, 600), OTHER: mixed(2, 300)}
+PARTS = [part for epoch, events in EVENTS.items() for part in batches(epoch, events, 25, ORIGIN)]
 
 
 class Lines:
@@ -127,3 +132,23 @@ class FlushProcess:
             self._process.communicate()
         elif self._process.stderr is not None:
             self._process.stderr.close()
+
+
+def drained(transport: RedisTransport, entries: int | None = 0) -> Callable[[], Awaitable[bool]]:
+    """Whether everything is acknowledged, and trimmed down to `entries` (None: trimmed or not)."""
+
+    async def look() -> bool:
+        state = await transport.state(ORIGIN)
+        return state.drained and entries in (None, state.entries)
+
+    return look
+
+
+def said(lines: Lines, topic: str, *levels: str) -> Callable[[], Awaitable[bool]]:
+    """Whether the last line about a topic has one of the levels (none given: whether there is one)."""
+
+    async def look() -> bool:
+        about = lines.about(topic)
+        return bool(about) and (not levels or about[-1] in levels)
+
+    return look
