@@ -35,6 +35,8 @@ A configuration is one directory, `config/` unless `--config` says otherwise:
 | `prices.yaml` | prices, exact; may be absent when every model is `unpriced` |
 | `tenants/<tenant>.yaml` | one tenant |
 
+Editors check and complete the files by `weir.schema.json`, named in the first line of each example.
+
 `weir check` prints every problem of every file with its line, and exits 1 when there is one. `weir explain` says which
 line decides what a key may do. `weir reload` takes a changed policy whole or not at all; changes of the process part
 (`listen`, `metrics`, `data_dir`, `database`, `redis`, `workers`, `drain_seconds`, `journal`, `retention`, `log`,
@@ -193,7 +195,7 @@ def _table(title: str, schema_type: type) -> str:
 
 
 def json_schema() -> str:
-    """docs/weir.schema.json: one definition a file, for an editor's `# yaml-language-server: $schema=…#/$defs/<file>`.
+    """docs/weir.schema.json: a file is one of the four, told apart by its required keys.
 
     Where `${NAME}` may stand for a number or a switch, the editor's schema allows that text too.
     """
@@ -206,6 +208,7 @@ def json_schema() -> str:
     document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Weir configuration",
+        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in definitions],
         "$defs": {**definitions, **components},
     }
     return msgspec.json.format(msgspec.json.encode(document, order="sorted"), indent=2).decode() + "\n"

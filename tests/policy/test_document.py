@@ -54,6 +54,7 @@ def test_the_editor_schema_takes_the_good_files_and_refuses_unknown_keys() -> No
                 continue
             name = "tenant" if path.parent.name == "tenants" else path.stem
             assert complaint(schema, {"$ref": f"#/$defs/{name}"}, yaml.safe_load(path.read_text("utf-8"))) == "", path
+            assert complaint(schema, schema, yaml.safe_load(path.read_text("utf-8"))) == "", path
             seen += 1
     assert seen >= 15
     assert complaint(schema, {"$ref": "#/$defs/tenant"}, {"name": "a", "plan": "b", "limit": {}}) == "limit: unknown"

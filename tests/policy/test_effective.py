@@ -213,13 +213,13 @@ def test_every_limit_names_its_level_scope_and_line(example: Policy) -> None:
     verdict = effective(example, Principal("acme", "key_1"), "gpt-4o", "chat.completions")
     found = [(each.scope, each.kind, each.limit, each.burst, Path(each.source).name) for each in verdict.limits]
     assert found == [
-        ("tenant/acme", "requests_per_minute", 600, 100, "acme.yaml:11"),
-        ("tenant/acme", "tokens_per_minute", 200_000, 200_000, "acme.yaml:13"),
-        ("tenant/acme", "concurrency", 40, 0, "acme.yaml:14"),
-        ("key/key_1", "requests_per_minute", 120, 120, "acme.yaml:17"),
-        ("key/key_1", "concurrency", 200, 0, "plans.yaml:21"),
-        ("model/acme/gpt-4o", "tokens_per_minute", 50_000, 50_000, "acme.yaml:21"),
-        ("model/acme/gpt-4o", "concurrency", 200, 0, "weir.yaml:46"),
+        ("tenant/acme", "requests_per_minute", 600, 100, "acme.yaml:12"),
+        ("tenant/acme", "tokens_per_minute", 200_000, 200_000, "acme.yaml:14"),
+        ("tenant/acme", "concurrency", 40, 0, "acme.yaml:15"),
+        ("key/key_1", "requests_per_minute", 120, 120, "acme.yaml:18"),
+        ("key/key_1", "concurrency", 200, 0, "plans.yaml:22"),
+        ("model/acme/gpt-4o", "tokens_per_minute", 50_000, 50_000, "acme.yaml:22"),
+        ("model/acme/gpt-4o", "concurrency", 200, 0, "weir.yaml:47"),
     ]
     assert verdict.allowed
     assert [limit.level for limit in verdict.limits] == ["tenant"] * 3 + ["key"] * 2 + ["model"] * 2
@@ -229,9 +229,9 @@ def test_refusals_name_what_decides(example: Policy) -> None:
     """Should refuse by the first level that does not list it, with its line, and with a code the errors know."""
     acme = Principal("acme", "k")
     cases = [
-        (acme, "demo", "chat.completions", "model_not_found", "acme.yaml:7"),
-        (acme, "gpt-4o", "completions", "endpoint_not_allowed", "acme.yaml:8"),
-        (acme, "gpt-4o", "embeddings", "model_not_at_endpoint", "weir.yaml:44"),
+        (acme, "demo", "chat.completions", "model_not_found", "acme.yaml:8"),
+        (acme, "gpt-4o", "completions", "endpoint_not_allowed", "acme.yaml:9"),
+        (acme, "gpt-4o", "embeddings", "model_not_at_endpoint", "weir.yaml:45"),
         (msgspec.structs.replace(acme, models=("gpt-4o",)), "gpt-4o-mini", "chat.completions", "model_not_found", ""),
         (
             msgspec.structs.replace(acme, endpoints=("embeddings",)),

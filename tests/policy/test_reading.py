@@ -56,6 +56,13 @@ def test_any_bytes_give_a_value_or_a_problem(raw: bytes, schema_type: type) -> N
         assert msgspec.convert(msgspec.to_builtins(value, builtin_types=(Decimal,)), schema_type) == value
 
 
+def test_a_file_in_another_encoding_is_refused() -> None:
+    """Should name the line and the first byte that is not UTF-8."""
+    value, problems = read(b"name: acme\n# caf\xe9\nplan: team\n", schema.TenantFile)
+    assert value is None
+    assert problems == [Problem("x.yaml", 2, "", "not UTF-8: byte 0xe9; save the file as UTF-8")]
+
+
 def test_a_huge_file_is_refused() -> None:
     """Should not even be decoded."""
     value, problems = read(b"#" * (bounds.POLICY_FILE_BYTES_MAX + 1), schema.TenantFile)

@@ -14,20 +14,22 @@ from tests.policy.gallery import BASE, lay_out
 SECRET = "sk-do-not-tell-1234567890"
 
 
-def test_the_snapshot_holds_references_only(tmp_path: Path) -> None:
+def test_the_snapshot_holds_references_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should carry `${NAME}` and never what it stands for, by either form of reference."""
     config = lay_out(BASE, tmp_path)
     held = tmp_path / "upstream.key"
     held.write_text(SECRET + "\n")
+    monkeypatch.setenv("UPSTREAM_KEY", SECRET)
+    monkeypatch.setenv("PEPPER", SECRET)
     for reference in ("${UPSTREAM_KEY}", "${UPSTREAM_KEY:-}", f"file:{held}"):
         text = (BASE / "weir.yaml").read_text().replace("/v1\n", f"/v1\n    key: {reference}\n")
         (config / "weir.yaml").write_text(text + "pepper: ${PEPPER}\n")
-        policy = compile_policy(config, {"UPSTREAM_KEY": SECRET, "PEPPER": SECRET})
+        policy = compile_policy(config)
         raw = policy.encode()
         assert SECRET.encode() not in raw
         assert reference.encode() in raw
         assert SECRET not in repr(policy)
-        assert resolve(policy.upstreams["main"].key or "", {"UPSTREAM_KEY": SECRET}) == SECRET.encode()
+        assert resolve(policy.upstreams["main"].key or "") == SECRET.encode()
 
 
 def test_a_secret_in_a_file_is_refused_and_not_repeated(tmp_path: Path) -> None:

@@ -39,8 +39,11 @@ def test_check_prints_every_problem(
     assert len(note(case, "expected.txt").splitlines()) >= 8
 
 
-def test_check_sums_a_good_configuration_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_sums_a_good_configuration_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Should print one line and exit 0; doubts go to standard error."""
+    monkeypatch.delenv("KEY", raising=False)
     config = lay_out(VECTORS / "good" / "doubts", tmp_path)
     assert run(check, "--config", str(config)) == 0
     out, err = capsys.readouterr()
@@ -60,7 +63,7 @@ def test_explain_shows_what_effective_decides(capsys: pytest.CaptureFixture[str]
     for target in verdict.model.targets:
         assert target.source in out
     assert "prompt 2.5, cached 1.25, completion 10 dollars per million tokens, version 2025-06" in out
-    assert f"{EXAMPLE}/prices.yaml:15" in out
+    assert f"{EXAMPLE}/prices.yaml:16" in out
 
 
 def test_explain_asks_the_function_that_decides(
@@ -109,21 +112,23 @@ def test_explain_takes_the_endpoint_where_a_model_is_served(capsys: pytest.Captu
 
 
 def test_explain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Should find a key by its secret, by its id and from standard input, and see that it narrows or is revoked."""
+    """Should find a key by secret, by id and from standard input, and see that it narrows, expired or is revoked."""
     config = lay_out(BASE, tmp_path)
     words = ("--model", "small", "--config", str(config))
     process = settings.load(config, {})
     process.data_dir.mkdir()
 
-    async def prepare() -> tuple[str, str]:
+    async def prepare() -> tuple[str, str, str]:
         await migrate(process.database)
         secret, row = new_row(process, "acme", "ci", models=["large"])
+        _, expired = new_row(process, "acme", "old", seconds=-1)
         store = Store.open(process.database)
         try:
             await store.insert_key(row)
+            await store.insert_key(expired)
         finally:
             await store.close()
-        return secret, row.key_id
+        return secret, row.key_id, expired.key_id
 
     async def revoke(key_id: str) -> None:
         store = Store.open(process.database)
@@ -132,7 +137,7 @@ def test_explain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         finally:
             await store.close()
 
-    secret, key_id = asyncio.run(prepare())
+    secret, key_id, expired_id = asyncio.run(prepare())
     for word in (secret, key_id):
         assert run(explain, "--key", word, *words) == 1
         out = capsys.readouterr().out
@@ -143,6 +148,8 @@ def test_explain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         patch.setattr("sys.stdin", Lines(secret))
         assert run(explain, "--key", "-", *words) == 1
     capsys.readouterr()
+    assert run(explain, "--key", expired_id, *words) == 1
+    assert "401 expired_api_key: the key has expired" in capsys.readouterr().out
     asyncio.run(revoke(key_id))
     assert run(explain, "--key", secret, *words) == 1
     assert "401 invalid_api_key: the key is revoked" in capsys.readouterr().out
