@@ -85,7 +85,7 @@ static int64_t weir_rate_room(weir_rate *cell, const weir_entry *entry, int64_t 
 }
 
 static inline void weir_store_column(int64_t *column, int64_t value) {
-    __atomic_store_n(column, value, __ATOMIC_RELEASE);
+    WEIR_STORE(column, value);
 }
 
 /* Sum of all columns; `pending` becomes which of the others are announcing: 1 a higher column, 2 a lower one, 3 both. */
@@ -121,7 +121,7 @@ static int weir_count_take(weir_count *cell, const weir_entry *entry, int column
         int64_t sum = weir_look(cell, column, seen, &pending);
         if (sum + 1 > entry->limit && !pending && weir_unchanged(cell, seen))
             return weir_same(&cell->lo, &cell->hi, entry) ? WEIR_REFUSED : WEIR_GONE;
-        __atomic_exchange_n(own, (before + 2) | 1, __ATOMIC_SEQ_CST);
+        WEIR_EXCHANGE(own, (before + 2) | 1);
         if (!weir_same(&cell->lo, &cell->hi, entry)) {
             weir_store_column(own, before);
             return WEIR_GONE;
