@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping as Env
 from decimal import Decimal
+from functools import cache
 from typing import Any, NamedTuple
 
 from msgspec import inspect
@@ -44,11 +45,18 @@ class Shaped(NamedTuple):
 def shape(file: str, tree: Node, schema: type, env: Env[str, str], problems: list[Problem]) -> Shaped:
     """Reads one file's tree as `schema`."""
     reader = _Reader(file, env, problems)
-    kind = inspect.type_info(schema)
-    assert isinstance(kind, inspect.StructType)
+    kind = _kind(schema)
     reader.lines[()] = tree.line
     value = reader.struct(tree, kind, ())
     return Shaped(None if value is _BAD else value, reader.lines, reader.names)
+
+
+@cache
+def _kind(schema: type) -> inspect.StructType:
+    """Once a schema: with thousands of tenants this would be most of the time of a reload."""
+    kind = inspect.type_info(schema)
+    assert isinstance(kind, inspect.StructType)
+    return kind
 
 
 class _Reader:
