@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,12 @@ def open_arena(at: dict[str, Any], column: int) -> Arena:
 
 
 def wait_for(arena: Arena, word: int, value: int = 1) -> None:
+    """Looks for a while without rest, so that all players start at once, then now and then."""
+    looks = 0
     while arena.word(word) < value and not arena.word(STOP):
-        pass
+        looks += 1
+        if looks > 20_000:
+            time.sleep(0.001)
 
 
 def saturate(arena: Arena, at: dict[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_64_clients_of_3_processes_get_exactly_burst_and_rate(tmp_path: Path, li
     with staged(tmp_path) as stage:
         for column in range(3):
             clients = list(range(64))[column::3]
-            stage.start("saturate", column, clients=clients, limit=limit, burst=burst, wide=wide, run_ns=2 * 10**9)
+            stage.start("saturate", column, clients=clients, limit=limit, burst=burst, wide=wide, run_ns=12 * 10**8)
         tenant = Limits(stage.arena, [(RATE_REQUESTS, b"tenant", limit, burst)])
 
         def take_all(at_ns: int) -> int:
@@ -130,7 +130,7 @@ def test_concurrency_is_never_passed(tmp_path: Path, limit: int) -> None:
     """Four processes at the limit all the time: at no instant are more holds alive than allowed, and all get some."""
     with staged(tmp_path) as stage:
         for column in range(4):
-            stage.start("hold", column, limit=limit, tries=3, run_ns=7 * 10**8)
+            stage.start("hold", column, limit=limit, tries=3, run_ns=5 * 10**8)
         stage.arena.set_word(GO, 1)
         results = stage.results()
         # What a player measured lies within the true hold, so true holds overlap wherever these do.
@@ -149,7 +149,7 @@ def test_concurrency_is_never_passed(tmp_path: Path, limit: int) -> None:
 @pytest.mark.parametrize("limit", [1, 3, 64])
 def test_processes_that_rush_take_exactly_the_limit(tmp_path: Path, limit: int) -> None:
     """In every round the four together get all there is and not one more, at the boundary too."""
-    rounds = 60
+    rounds = 30
     with staged(tmp_path) as stage:
         for column in range(4):
             stage.start("fill", column, limit=limit, rounds=rounds)
@@ -211,7 +211,7 @@ def test_cells_stay_single_under_kills_and_reclaiming(tmp_path: Path) -> None:
     with staged(tmp_path, rate_cells=64, count_cells=64) as stage:
         freed = admitted = 0
         first = now_ns()
-        for _ in range(8):
+        for _ in range(6):
             stage.arena.set_word(GO, 0)
             stage.arena.set_word(STOP, 0)
             for column in range(3):
