@@ -22,6 +22,7 @@ cdef extern from "_sse.h":
         int model_bytes
         char* model
         char* tail
+        Py_ssize_t tail_room
 
 cimport cython
 

@@ -137,6 +137,8 @@ class Frames:
         than FRAME_BYTES_HELD_MAX; a longer one is passed on in parts. Comments and blank lines between frames are
         never held.
         """
+    def __sizeof__(self) -> int:
+        """Bytes of this object and of what it keeps of an incomplete frame."""
     def rest(self) -> bytes:
         """The stream has ended: what is still held and must be forwarded. A last frame without its blank line is
         counted if it can be read, as the official SDKs read it; a usage frame is hidden even so.

@@ -412,6 +412,10 @@ cdef class Frames:
     def __dealloc__(self):
         free(self.s.tail)
 
+    def __sizeof__(self):
+        """Bytes of this object and of what it holds of a frame."""
+        return Frames.__basicsize__ + self.s.tail_room
+
     cdef void see(self, const char* data, Py_ssize_t n) noexcept:
         weir_feed(&self.s, data, n, NULL)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -210,9 +211,34 @@ def test_hold_is_bounded(step: int, over: int, hidden: int) -> None:
     for i in range(0, len(stream), step):
         forwarded += frames.take(stream[i : i + step])
         assert frames.held <= FRAME_BYTES_HELD_MAX
-    assert forwarded + frames.rest() == (CHUNK + CHUNK if hidden else stream)
-    assert frames.hidden == hidden
+    assert forwarded == (CHUNK + CHUNK if hidden else stream)
+    assert frames.take(USAGE[:20]) + frames.take(USAGE[20:] + CHUNK) == CHUNK
+    assert frames.hidden == hidden + 1
     assert frames.usage == (5, 0, 7, 0, 0)
+
+
+@pytest.mark.parametrize(("over", "hidden"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_bound_does_not_depend_on_the_cut(end: str, over: int, hidden: int) -> None:
+    """A frame at the bound is hidden and one above it is not, also when it is cut close to its end."""
+    long = padded(USAGE, FRAME_BYTES_HELD_MAX + over - (len(end) - 1)).replace(b"\n", end.encode())
+    for at in range(len(long) - 6, len(long) + 1):
+        found = taken([long[:at], long[at:]])
+        assert (found.hidden, found.forwarded) == (hidden, b"" if hidden else long), len(long) - at
+
+
+def test_memory_is_given_back() -> None:
+    """A frame's bytes are kept while it is incomplete; afterwards next to nothing, for streams are many."""
+    frames = Frames()
+    at_rest = sys.getsizeof(frames)
+    assert at_rest < 1024
+    frames.feed(b"data: " + b" " * 100_000)
+    assert sys.getsizeof(frames) > 100_000
+    frames.feed(b"{}\n\n")
+    assert sys.getsizeof(frames) == at_rest
+    frames.feed(CHUNK[:50])
+    frames.rest()
+    assert sys.getsizeof(frames) < at_rest + 4096
 
 
 @pytest.mark.parametrize("step", [1000, 65_536, 10**9])

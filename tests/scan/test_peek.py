@@ -193,6 +193,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"prompt": ["a", "bc"], "suffix": "d"}, {"text_bytes": 4}),
     ({"prompt": [1, 2, 3]}, {"token_ids": 3, "text_bytes": 0}),
     ({"input": [[1, 2], [3]]}, {"token_ids": 3}),
+    ({"messages": [{"content": [1, 2]}], "tools": [1], "suffix": [4]}, {"token_ids": 1, "messages": 1}),
     ({"input": "text", "instructions": "be"}, {"text_bytes": 6}),
     ({"input": [{"type": "function_call_output", "call_id": "c", "output": "42"}]}, {"text_bytes": 2}),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {"text_bytes": 4 + 8 + 8 + 4 + 1}),
