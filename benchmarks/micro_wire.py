@@ -196,7 +196,7 @@ def test_memory_of_open_streams(setting: Setting) -> None:
     print(f"\n{STREAMS} open streams: {grown / 1e6:.1f} MB")
     for connection, _ in held:
         connection.abort()
-    assert grown < 6_000_000
+    assert grown < 4_000_000
 
 
 def resident_bytes() -> int:
