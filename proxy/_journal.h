@@ -267,15 +267,17 @@ typedef struct {
 /* Returns non-zero to stop. A seq that is not the last plus one means damage between the two. */
 typedef int (*jrn_visit)(void *context, const jrn_record *record);
 
-/* Visits the records in the order of seq up to `until`. Whatever is unreadable is passed over by looking for the next
- * valid record at each multiple of eight; copies of records that were seen (a segment that was moved) are left out. */
+/* Visits the records in the order of seq up to `until`, beginning with the first there is: older ones are pruned.
+ * What is unreadable is passed over by looking for the next valid record at each multiple of eight; copies of records
+ * that were seen (a segment that was moved) are left out. */
 static jrn_place jrn_walk(const jrn_segment *segments, int count, uint32_t seed, uint64_t from, uint64_t until,
                           jrn_visit visit, void *context) {
     jrn_place place = {0, -1, JRN_SEGMENT_HEAD_BYTES};
-    if (count && jrn_segment_headof(segments[0])->first_seq) place.last = jrn_segment_headof(segments[0])->first_seq - 1;
     for (int i = 0; i < count; i++) {
         const jrn_segment_head *head = jrn_segment_headof(segments[i]);
         uint64_t offset = JRN_SEGMENT_HEAD_BYTES;
+        /* Wholly moved, or never used: its copies follow. */
+        if (head->bad == JRN_MOVED && head->first_seq - 1 >= head->cut) continue;
         while (place.last < until) {
             if (head->bad == JRN_MOVED && place.last >= head->cut) break;
             const jrn_record *record = jrn_record_at(segments[i], offset);
@@ -532,7 +534,8 @@ static int jrn_recover(jrn *j, const jrn_segment *segments, int count, jrn_build
         jrn_slot *slot = &j->slots[i];
         if (slot->state != JRN_CLOSING) continue;
         if (!log.found[jrn_log_find(&log, slot->call) - log.calls]) {
-            if (slot->call != head->closing_call || head->closing_size > JRN_RECORD_BYTES_MAX) continue;
+            if (slot->call != head->closing_call) continue; /* only after a power cut: as any open call, below */
+            if (head->closing_size == 0 || head->closing_size > JRN_RECORD_BYTES_MAX) continue;
             if ((status = jrn_room(j, segments, count, &at))) goto out;
             jrn_append(j, slot->call, head->closing, head->closing_size);
             result->added++;
