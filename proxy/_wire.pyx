@@ -133,8 +133,8 @@ cdef class Relay:
         if not self.started or self._framing == BY_LENGTH or not self.is_stream:
             self.finish(CUT, "cut before a frame could be written")
         elif self._hide or weir_wire_between(self._tail):
-            self.send(self.framed(ending, None, PyBytes_GET_SIZE(ending), True))
-            self.finish(CUT, "cut between two frames")
+            gone = self.send(self.framed(ending, None, PyBytes_GET_SIZE(ending), True))
+            self.finish(CLIENT_GONE if gone else CUT, "cut between two frames")
         else:
             self._cut_with = ending  # half a frame is with the client: its rest comes first
 
@@ -172,7 +172,7 @@ cdef class Relay:
         if one is not None and self.first_us == 0:
             self.first_us = max(1, (weir_wire_now() - self._arrived_ns) // 1000)
         if self.is_stream:
-            if self._cut_with is not None and not complete and one is not None:
+            if self._cut_with is not None and self._held is None and not complete and one is not None:
                 return self.cut_at_frame(one if more is None else b"".join(more))
             if self._hide:
                 if more is not None:
@@ -232,7 +232,7 @@ cdef class Relay:
             self._held = None
         if PyBytes_GET_SIZE(data) and self.send(data):
             return CLIENT_GONE
-        if self._unread > CLIENT_BUFFER_MAX and not complete:
+        if self._unread > CLIENT_BUFFER_MAX and not complete and self.ending == RUNNING:
             self._unread = self._buffered()
             if self._unread > CLIENT_BUFFER_MAX:
                 self.pause()
