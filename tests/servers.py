@@ -87,14 +87,17 @@ class Server:
 
     def freeze(self) -> None:
         """SIGSTOP to all its processes: connections stay open and nobody answers."""
-        for pid in self.pids():
-            os.kill(pid, signal.SIGSTOP)
+        self._tell(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """SIGCONT to all its processes."""
         if self.process is not None and self.process.poll() is None:
-            for pid in self.pids():
-                os.kill(pid, signal.SIGCONT)
+            self._tell(signal.SIGCONT)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):  # a child may end at any time
+                os.kill(pid, number)
 
     def close(self) -> None:
         """Ends it and removes its data."""

@@ -87,7 +87,7 @@ class Folded(Struct):
     """What a list of batches comes to."""
 
     rows: dict[Key, Row]
-    payloads: dict[Key, bytes]
+    payloads: dict[Key, tuple[int, bytes]]  # position and record, for a row that turns out not to fit
     ends: dict[bytes, int]  # epoch → calls it opened
     spans: dict[bytes, list[tuple[int, int]]]  # epoch → positions that will be persisted, first and last
     origins: dict[bytes, str]
@@ -163,7 +163,7 @@ def _fold_one(folded: Folded, epoch: bytes, seq: int, payload: bytes) -> None:
     old = folded.rows.get(key)
     if old is None:
         folded.rows[key] = row
-        folded.payloads[key] = payload
+        folded.payloads[key] = (seq, payload)
     elif old[DIGEST] == digest:
         folded.doubles += 1
     else:

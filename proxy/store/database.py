@@ -80,6 +80,7 @@ def make_engine(
         max_overflow=2,
         pool_pre_ping=True,
         pool_recycle=1800,
+        hide_parameters=True,
         connect_args={"timeout": bounds.DATABASE_CONNECT_SECONDS_MAX, "server_settings": settings},
     )
 
@@ -87,7 +88,7 @@ def make_engine(
 def _sqlite_engine(path: Path, *, readonly: bool, create: bool) -> AsyncEngine:
     mode = "ro" if readonly else "rwc" if create else "rw"
     url = URL.create("sqlite+aiosqlite", database=f"file:{quote(str(path))}", query={"mode": mode, "uri": "true"})
-    engine = create_async_engine(url, pool_size=2, max_overflow=2)
+    engine = create_async_engine(url, pool_size=2, max_overflow=2, hide_parameters=True)
 
     def connected(connection: Any, _record: object) -> None:
         # SQLAlchemy's own advice for SQLite: switch the driver's implicit BEGIN off and emit it ourselves.
@@ -127,24 +128,27 @@ def retried(error: BaseException) -> bool:
     return _sqlstate(error) in _RETRIED_SQLSTATES or any(words in str(error.orig) for words in _BUSY)
 
 
+def bad_data(error: BaseException) -> bool:
+    """Whether the database, or its driver, refuses a value: the same again will be refused again."""
+    if isinstance(error, DataError | IntegrityError | OverflowError):
+        return True
+    # Data exception and integrity violation (PostgreSQL, appendix A): the driver does not always type them as such.
+    return isinstance(error, DBAPIError) and _sqlstate(error).startswith(("22", "23"))
+
+
 @asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
     """Drivers' many errors as two: the data is bad, or the database is away (a sentence without any value of a row)."""
     try:
         yield
-    except (DataError, IntegrityError, OverflowError) as error:
-        raise BadData(_sentence(error)) from error
-    except DBAPIError as error:
-        if _sqlstate(error).startswith(("22", "23")):  # data exception, integrity violation: not always typed as such
-            raise BadData(_sentence(error)) from error
-        raise StoreUnavailable(_sentence(error)) from error
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
-        raise StoreUnavailable(_sentence(error)) from error
+    except (SQLAlchemyError, OSError, OverflowError, TimeoutError) as error:
+        raise (BadData if bad_data(error) else StoreUnavailable)(sentence(error)) from error
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """An error in one line, without the statement and its parameters: those hold who used what."""
     cause = getattr(error, "orig", None) or error
-    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else 'no further word'}"
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or ['no further word'])[0][:300]}"
 
 
 class Database:

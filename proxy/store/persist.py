@@ -26,7 +26,7 @@ from proxy.flush.fold import (
     roll_up,
 )
 from proxy.store import dialect
-from proxy.store.database import BadData, Database
+from proxy.store.database import BadData, Database, sentence
 from proxy.store.schema import conflicts, epochs, quarantine
 
 
@@ -96,7 +96,7 @@ class Persisting(Database):
             if old_digest == new_digest:
                 result.doubles += 1
             else:
-                clashes.append(Conflict(key[0], key[1], old_digest, new_digest, folded.payloads[key]))
+                clashes.append(Conflict(key[0], key[1], old_digest, new_digest, folded.payloads[key][1]))
         result.new = len(rows)
         failpoint.reach("flush.in_transaction")
         await dialect.add_to_rollups(connection, roll_up(rows.values()))
@@ -170,7 +170,11 @@ class Persisting(Database):
         )
 
     async def _insert_one_by_one(
-        self, connection: AsyncConnection, rows: dict[Key, Row], payloads: dict[Key, bytes], unread: list[Quarantined]
+        self,
+        connection: AsyncConnection,
+        rows: dict[Key, Row],
+        payloads: dict[Key, tuple[int, bytes]],
+        unread: list[Quarantined],
     ) -> dict[Key, int]:
         known: dict[Key, int] = {}
         for key in list(rows):
@@ -180,7 +184,9 @@ class Persisting(Database):
             except (DBAPIError, OverflowError) as error:
                 if isinstance(error, DBAPIError) and error.connection_invalidated:
                     raise
-                unread.append(Quarantined(key[0], key[1], payloads[key], f"the database refuses the row: {error}"))
+                unread.append(
+                    Quarantined(key[0], key[1], payloads[key], f"the database refuses the row: {sentence(error)}")
+                )
                 del rows[key]
         return known
 

@@ -58,8 +58,6 @@ def _addresses(args: argparse.Namespace) -> tuple[str, str]:
 
 async def _flush(args: argparse.Namespace, database: str, redis: str) -> int:
     log = Log("flusher")
-    if args.migrate:
-        await migrate(database)
     store = Store.open(database)
     transport = RedisTransport(redis)
     stop = asyncio.Event()
@@ -70,7 +68,7 @@ async def _flush(args: argparse.Namespace, database: str, redis: str) -> int:
         os.set_blocking(args.lifeline_fd, False)
         loop.add_reader(args.lifeline_fd, _lifeline, args.lifeline_fd, loop, stop)
     try:
-        if not await _schema_fits(store, log, stop):
+        if not await _schema_fits(store, database if args.migrate else None, log, stop):
             return 0
         log.info("flushing", consumer=transport.consumer)
         flusher = Flusher(store, transport, log, claim_idle_seconds=args.claim_idle_seconds)
@@ -83,11 +81,16 @@ async def _flush(args: argparse.Namespace, database: str, redis: str) -> int:
     return 0
 
 
-async def _schema_fits(store: Store, log: Log, stop: asyncio.Event) -> bool:
-    """Waits for a database that is away: it may start after the flusher. Raises SchemaMismatch. False: stopped."""
+async def _schema_fits(store: Store, migrated: str | None, log: Log, stop: asyncio.Event) -> bool:
+    """Waits for a database that is away: it may start after the flusher. Raises SchemaMismatch. False: stopped.
+
+    `migrated` is the URL of a database that is to be migrated first.
+    """
     said = False
     while not stop.is_set():
         try:
+            if migrated is not None:
+                await migrate(migrated)
             await store.check_schema()
             return True
         except StoreUnavailable as error:

@@ -9,9 +9,9 @@ import pytest
 
 from proxy import bounds
 from tests.flush.flushing import Lines
-from tests.store.databases import empty_url, postgres_template, postgres_url, sqlite_template, sqlite_url, url
+from tests.store.databases import empty_url, postgres_database, postgres_url, sqlite_template, sqlite_url, url
 
-__all__ = ["empty_url", "postgres_template", "postgres_url", "sqlite_template", "sqlite_url", "url"]
+__all__ = ["empty_url", "postgres_database", "postgres_url", "sqlite_template", "sqlite_url", "url"]
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 """Databases for the tests of this folder."""
 
-from tests.store.databases import empty_url, postgres_template, postgres_url, sqlite_template, sqlite_url, url
+from tests.store.databases import empty_url, postgres_database, postgres_url, sqlite_template, sqlite_url, url
 
-__all__ = ["empty_url", "postgres_template", "postgres_url", "sqlite_template", "sqlite_url", "url"]
+__all__ = ["empty_url", "postgres_database", "postgres_url", "sqlite_template", "sqlite_url", "url"]

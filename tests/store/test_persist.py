@@ -206,6 +206,11 @@ def test_a_value_the_database_refuses_is_found_and_set_aside(url: str, monkeypat
         store = Store.open(url)
         assert await store.persist(batches(EPOCH, events, 3)) == Persisted(new=2, quarantined=1)
         assert await differences(store, {EPOCH: [events[0], events[2]]}) == []
+        async with store.reading() as connection:
+            seq, reason = (await connection.execute(text("SELECT seq, reason FROM quarantine"))).one()
+        assert seq == 2
+        assert "refuses" in reason
+        assert "acme" not in reason  # a reason is shown to people; what the row says is in the payload
         assert (await store.persisted([EPOCH]))[EPOCH] == 3
         await store.close()
 
@@ -370,5 +375,27 @@ def test_a_flusher_frozen_inside_its_transaction_blocks_nobody_for_long(
         assert await differences(other, {EPOCH: events}) == []
         await frozen.close()
         await other.close()
+
+    run(work())
+
+
+def test_a_row_is_not_set_aside_because_the_database_is_slow(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While rows are tried one by one, a timeout is a timeout: nothing goes to quarantine that could be a row."""
+    monkeypatch.setattr(bounds, "FLUSH_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(fold, "INTEGER_MAX", 2**64)
+    events = [event(1), event(2, total_us=2**63)]
+
+    async def work() -> None:
+        holder, store = make_engine(postgres_url), Store.open(postgres_url)
+        await store.ping()
+        async with holder.connect() as connection:
+            await connection.execute(text("LOCK TABLE usage IN ACCESS EXCLUSIVE MODE"))
+            with pytest.raises(StoreUnavailable):
+                await store.persist(batches(EPOCH, events, 2))
+        assert await store.persist(batches(EPOCH, events, 2)) == Persisted(new=1, quarantined=1)
+        await holder.dispose()
+        await store.close()
 
     run(work())
