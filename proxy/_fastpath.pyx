@@ -261,7 +261,7 @@ cdef int open_file(str path, bytes head) except -1:
                 os.close(fd)
                 continue
             if fits(os.pread(fd, sizeof(weir_head), 0), head, here.st_size):
-                # Once mapped the lock is not needed; a fresh descriptor lets this one go, and its lock with it.
+                # Nobody writes over a file that fits, so it may be mapped without the lock.
                 fcntl.flock(fd, fcntl.LOCK_UN)
                 return fd
             fresh = make_file(path + ".new", head, want.size)

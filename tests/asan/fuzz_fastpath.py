@@ -10,6 +10,7 @@ import random
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from proxy import _fastpath
@@ -56,6 +57,7 @@ def fuzz_limits(chance: random.Random, arena: Arena) -> None:
     except (ValueError, ArenaFull):
         return
     for _ in range(chance.randrange(20)):
+        call: Callable[..., object]
         call, numbers = chance.choice(
             [(limited.acquire, 2), (limited.refund, 2), (limited.headers, 1), (limited.settle_tokens, 3)]
         )

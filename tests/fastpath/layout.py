@@ -38,7 +38,7 @@ class File:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.map = mmap.mmap(fd, 0)
         os.close(fd)
-        words = struct.unpack_from("<8Q", self.map)
+        words: tuple[int, ...] = struct.unpack_from("<8Q", self.map)
         self.layout, self.size, self.rate_cells, self.count_cells, self.rate_offset, self.count_offset = words[1:7]
 
     def __enter__(self) -> File:

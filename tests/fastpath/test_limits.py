@@ -99,9 +99,10 @@ def test_every_answer_agrees_with_the_oracle(
     Examples.number += 1
     shared_arena.reclaim_idle(2**56, 0)
     names = [b"oracle/%d/%d" % (Examples.number, index) for index in range(len(rows))]
-    limited = Limits(shared_arena, [(kind, name, *row) for name, (kind, *row) in zip(names, rows, strict=True)])
+    limited = Limits(shared_arena, [(row[0], name, row[1], row[2]) for name, row in zip(names, rows, strict=True)])
     buckets = [Bucket(limit, burst) for kind, limit, burst in rows]
-    now, open_calls = START_NS, []
+    now = START_NS
+    open_calls: list[int] = []
 
     def charges(tokens: int) -> list[int]:
         return [tokens if kind == RATE_TOKENS else 1 for kind, _, _ in rows]
