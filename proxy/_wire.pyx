@@ -639,9 +639,7 @@ cdef class Connection:
             return 0  # the owner ended it from within one of our calls
         if self._complete:
             relay.reusable = (
-                self._keep
-                and not self._until_close
-                and not self._ended
+                self._keep  # never after an end by closing
                 and not self._transport.is_closing()
                 # The answer came before the request was read: its rest would be taken for the next one.
                 and self._transport.get_write_buffer_size() == 0

@@ -222,6 +222,34 @@ def test_cut_inside_a_frame_waits_for_its_end(at: int, line_end: bytes) -> None:
         client.close_sockets()
 
 
+def test_cut_for_a_client_that_left() -> None:
+    """A cut whose ending cannot be written says that the client is gone."""
+    with bench() as made:
+        client = Transport()
+        relay = begin(made, client)
+        made.connection.data_received(HEAD + piece(FRAMES[0]))
+        client.abort()
+        relay.cut(ENDING)
+        assert relay.ending == wire.CLIENT_GONE
+        client.close_sockets()
+
+
+def test_cut_that_meets_a_held_end() -> None:
+    """A cut in the middle of the frame before [DONE] comes too late when the end is already held."""
+    with bench() as made:
+        client = Transport()
+        relay = begin(made, client, hold_end=True)
+        made.connection.data_received(HEAD + piece(FRAMES[0] + DONE[:5]))
+        relay.cut(ENDING)
+        made.connection.data_received(piece(DONE[5:-1]))
+        made.connection.data_received(piece(b"\n") + b"0\r\n\r\n")
+        relay.release_end()
+        answer = Answer(b"".join(client.written))
+        assert answer.whole
+        assert answer.body in (FRAMES[0] + DONE, FRAMES[0] + DONE + ENDING)
+        client.close_sockets()
+
+
 def test_cut_where_no_ending_fits() -> None:
     """Before the first byte, or where a length was promised, a cut writes nothing: the owner answers or aborts."""
     with bench() as made:
