@@ -26,7 +26,7 @@ from proxy.flush.fold import (
     roll_up,
 )
 from proxy.store import dialect
-from proxy.store.database import BadData, Database, sentence
+from proxy.store.database import BadData, Database, bad_data, sentence
 from proxy.store.schema import conflicts, epochs, quarantine
 
 
@@ -182,11 +182,10 @@ class Persisting(Database):
                 async with connection.begin_nested():
                     known |= await dialect.insert_rows(connection, [rows[key]])
             except (DBAPIError, OverflowError) as error:
-                if isinstance(error, DBAPIError) and error.connection_invalidated:
+                if not bad_data(error):
                     raise
-                unread.append(
-                    Quarantined(key[0], key[1], payloads[key], f"the database refuses the row: {sentence(error)}")
-                )
+                seq, payload = payloads[key]
+                unread.append(Quarantined(key[0], seq, payload, f"the database refuses the row: {sentence(error)}"))
                 del rows[key]
         return known
 
