@@ -273,7 +273,9 @@ def test_odd_values_are_not_forwarded() -> None:
         assert head((b"Accept", value)).forward == b""
 
 
-@pytest.mark.parametrize("value", [b"traceparent", b"close, TraceParent", b"a,,traceparent ,b", b"\ttraceparent\t"])
+@pytest.mark.parametrize(
+    "value", [b"traceparent", b"close, TraceParent", b"a,,traceparent ,b", b"a,\ttraceparent", b"\ttraceparent\t"]
+)
 def test_fields_for_this_hop_only(value: bytes) -> None:
     """What Connection names is not for the upstream (RFC 9110, 7.6.1), wherever that line stands."""
     lines = ((b"traceparent", b"00-1"), (b"Connection", value), (b"accept", b"*/*"))

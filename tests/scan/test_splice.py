@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy._scan import BadBody, peek, with_model, with_usage
+from proxy._scan import BadBody, Peek, peek, with_model, with_usage
 from tests.scan.body_oracle import Pairs
 
 MODEL = b'"other-model"'
@@ -99,6 +99,8 @@ def test_edits_need_their_place() -> None:
         with_model(b"{}", peek(b"{}"), MODEL)
     with pytest.raises(ValueError, match="names no model"):
         with_usage(b"{}", peek(b"{}"), MODEL)
+    with pytest.raises(ValueError, match="another body"):
+        with_usage(b"}", Peek(), None)
     facts = peek(b'{"model":"m","x":[1,2,3]}')
     for other in (b"", b"{}", b'{"model":"m","x":[1,2,3] '):
         with pytest.raises(ValueError, match="another body"):
