@@ -34,7 +34,8 @@ class Segment:
         self, fd: int, epoch: bytes | None = None, index: int = 0, *, writable: bool = True, mend: bool = False
     ) -> None: ...
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """As given, or else what the header says."""
     @property
     def epoch(self) -> bytes: ...
     @property
@@ -183,6 +184,9 @@ class Recovery(Slots):
         """
     def end(self, payload: bytes) -> None:
         """Appends the EpochEnd; `run` has made room."""
+
+def span(segments: list[Segment], epoch: bytes, whole: bool = True) -> tuple[int, int]:
+    """(first, last) seq that can be read in these segments, (0, 0) without any; not `whole`: last is first."""
 
 def read(
     segments: list[Segment], epoch: bytes, first: int, until: int, max_records: int, max_bytes: int

@@ -147,6 +147,7 @@ cdef class Segment:
     cdef jrn_segment at
     cdef jrn_segment_head* head
     cdef readonly int fd
+    cdef readonly uint64_t index
 
     def __cinit__(self, int fd, bytes epoch=None, uint64_t index=0, *, bint writable=True, bint mend=False):
         self.fd = fd
@@ -161,6 +162,7 @@ cdef class Segment:
             jrn_mend(self.at, <const uint8_t*>PyBytes_AS_STRING(epoch), index)
         elif epoch is not None and not mend:
             jrn_segment_begin(self.at, <const uint8_t*>PyBytes_AS_STRING(epoch), index)
+        self.index = index if index else self.head.index
         if self.head.magic != JRN_SEGMENT_MAGIC or self.head.format != JRN_FORMAT:
             raise Malformed(f"not a journal segment of format {JRN_FORMAT}: it says format {self.head.format}")
 
@@ -175,10 +177,6 @@ cdef class Segment:
                 os.close(fd)
             except OSError:
                 pass
-
-    @property
-    def index(self):
-        return self.head.index
 
     @property
     def first_seq(self):
@@ -428,7 +426,7 @@ cdef class Writer(Slots):
     def last_index(self):
         """Index of the newest segment, spares included."""
         cdef Segment newest = self.spares[len(self.spares) - 1] if self.spares else self.current
-        return newest.head.index
+        return newest.index
 
     def add_spare(self, Segment segment not None):
         if segment.at.size != self.current.at.size:
@@ -652,6 +650,28 @@ cdef int gather(void* context, const jrn_record* record) noexcept:
     into.records_left -= 1
     into.full = into.records_left == 0
     return into.full
+
+
+cdef int stop_at_first(void* context, const jrn_record* record) noexcept:
+    (<uint64_t*>context)[0] = record.seq
+    return 1
+
+
+def span(list segments not None, bytes epoch not None, bint whole=True):
+    """(first, last) seq that can be read in these segments, (0, 0) without any; not `whole`: last is first."""
+    cdef int count = len(segments), i
+    cdef uint64_t first = 0
+    cdef jrn_segment* array = <jrn_segment*>calloc(count + 1, sizeof(jrn_segment))
+    if array == NULL:
+        raise MemoryError()
+    for i in range(count):
+        array[i] = (<Segment>segments[i]).at
+    cdef uint32_t seed = jrn_seed(<const uint8_t*>PyBytes_AS_STRING(epoch))
+    cdef jrn_place place = jrn_walk(array, count, seed, 0, UINT64_MAX, stop_at_first, &first)
+    if whole and first:
+        place = jrn_walk(array, count, seed, 0, UINT64_MAX, NULL, NULL)
+    free(array)
+    return first, place.last
 
 
 def read(list segments not None, bytes epoch not None, uint64_t first, uint64_t until, uint64_t max_records, int64_t max_bytes):

@@ -14,12 +14,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from proxy import record
 from proxy._fastpath import Arena
-from proxy._journal import Malformed, Recovery, Segment, Slots, read
+from proxy._journal import Malformed, Recovery, Segment, Slots, read, span
 from proxy.bounds import COLUMNS
 from proxy.record import Found
 
@@ -182,7 +181,8 @@ def _open_segments(path: Path) -> list[Segment]:
     segments = []
     for file in _segment_files(path):
         with contextlib.suppress(FileNotFoundError, Malformed):
-            segments.append(Segment(os.open(file, os.O_RDONLY | os.O_CLOEXEC), writable=False))
+            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            segments.append(Segment(fd, index=int(file.stem), writable=False))
     return segments
 
 
@@ -300,6 +300,11 @@ def _recover(path: Path, arena: Arena, build: Callable[[Found], bytes], recovery
     return recovery.added
 
 
+def _first_of(segments: list[Segment], epoch: bytes) -> int:
+    """Seq of the first record in `segments`, 0 without one. A spare says so in its header and is not searched."""
+    return span(segments, epoch, whole=False)[0] if segments[0].first_seq else 0
+
+
 def read_records(path: Path, first_seq: int, max_records: int, max_bytes: int) -> Batch:
     """Consecutive records from `first_seq` on, at most so many and so many payload bytes (one record always).
 
@@ -310,10 +315,11 @@ def read_records(path: Path, first_seq: int, max_records: int, max_bytes: int) -
     until = max((segment.synced for segment in segments), default=0)
     if first_seq > until:
         return Batch(first_seq, first_seq - 1, [])
+    epoch = bytes.fromhex(path.name)
     # Segments that end before the first record wanted need no walk.
-    while len(segments) > 1 and 0 < segments[1].first_seq <= first_seq:
+    while len(segments) > 1 and 0 < _first_of(segments[1:], epoch) <= first_seq:
         segments.pop(0)
-    records, resumes = read(segments, bytes.fromhex(path.name), first_seq, until, max_records, max_bytes)
+    records, resumes = read(segments, epoch, first_seq, until, max_records, max_bytes)
     if not records and resumes:
         raise Damaged(path, first_seq, resumes)
     return Batch(first_seq, first_seq + len(records) - 1, records)
@@ -329,15 +335,18 @@ def prune(path: Path, persisted_seq: int) -> int:
         info = _inspect(path)
     except FileNotFoundError:
         return 0
-    if info.recovered and not info.alive and persisted_seq >= info.last_seq:
+    segments = _open_segments(path)
+    ended = info.recovered and not info.alive and persisted_seq >= info.last_seq
+    # Headers are hints; what is thrown away is decided by the records themselves.
+    if ended and persisted_seq >= span(segments, info.epoch)[1]:
         gone = path.with_name(_GONE + path.name)
         os.rename(path, gone)
         shutil.rmtree(gone)
         return info.bytes
     freed = 0
-    segments = _open_segments(path)
-    for segment, following in pairwise(segments):
-        if not following.last_seq or following.first_seq - 1 > persisted_seq:
+    for number, segment in enumerate(segments[:-1]):
+        following = _first_of(segments[number + 1 :], info.epoch)
+        if not following or following - 1 > persisted_seq:
             break
         freed += os.fstat(segment.fd).st_size
         _segment_path(path, segment.index).unlink()
