@@ -16,15 +16,15 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "Cython>=3.3,<4" wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[test]"
+	WEIR_EXT=none $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[test]"
 	@touch $@
 
 $(VENV)/built: $(VENV)/installed $(SOURCES)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
 	@touch $@
 
 $(VENV)/bench: $(VENV)/built
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[bench]" --no-build-isolation --editable .
+	WEIR_EXT=none $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[test,bench]"
 	@touch $@
 
 build: $(VENV)/built
@@ -44,7 +44,7 @@ test: check
 	$(BIN)/python -m pytest --ignore=tests/house -m "not soak"
 
 bench: $(VENV)/bench
-	$(BIN)/python -m pytest benchmarks --benchmark-enable --benchmark-only --benchmark-columns=min,median,max --quiet
+	$(BIN)/python -m pytest benchmarks/micro_*.py --benchmark-enable --benchmark-only --benchmark-columns=min,median,max --quiet
 	$(BIN)/python -m benchmarks.run
 
 asan: build

@@ -1,6 +1,6 @@
 """Builds the compiled parts. Everything else is in pyproject.toml.
 
-WEIR_EXT=_wire builds only that one; WEIR_ASAN=1 builds with AddressSanitizer.
+WEIR_EXT=_wire builds only that one, WEIR_EXT=none builds none; WEIR_ASAN=1 builds with AddressSanitizer.
 """
 
 import os
