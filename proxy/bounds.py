@@ -49,6 +49,7 @@ SHIP_BYTES_MAX = 512 * 1024  # in one stream entry
 # === shared memory ===
 COLUMNS = 32  # worker lives with holds at one time: live workers plus draining ones plus dead ones not yet recovered
 WORKERS_MAX = 16  # half the columns, so that every worker can be replaced while its predecessor drains
+BURST_MINUTES_MAX = 10_080  # a week of quiet fills any burst; the cells can express seven times that
 RATE_CELLS = 1 << 16  # two per tenant, key and tenant-model pair in use
 COUNT_CELLS = 1 << 13  # concurrency limits in use
 CELL_WINDOW = 64  # how far a cell may lie from its home

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 from msgspec import Struct
 
-from proxy.bounds import MODEL_BYTES_MAX
+from proxy.bounds import BURST_MINUTES_MAX, MODEL_BYTES_MAX
 from proxy.call import Principal
 from proxy.policy.schema import EVERY
 from proxy.policy.snapshot import KINDS, Kind, Model, Plan, Policy, Rule, Tenant
@@ -177,7 +177,8 @@ def _limits(policy: Policy, principal: Principal, tenant: Tenant, plan: Plan, mo
 def narrow(kind: Kind, level: str, scope: str, rules: Iterable[Rule]) -> Limit | None:
     """The narrowest of the rules, given from the widest level to the narrowest; None when none sets a limit.
 
-    A level that sets a limit and no burst allows a burst of one minute's worth.
+    A level that sets a limit and no burst allows a burst of one minute's worth. No burst is larger than what
+    BURST_MINUTES_MAX refill, however the levels combine.
     """
     limit: tuple[int, str] | None = None
     burst: tuple[int, str] | None = None
@@ -191,4 +192,4 @@ def narrow(kind: Kind, level: str, scope: str, rules: Iterable[Rule]) -> Limit |
         return None
     if kind == "concurrency" or burst is None:
         return Limit(kind, level, scope, limit[0], 0, limit[1], "")
-    return Limit(kind, level, scope, limit[0], burst[0], limit[1], burst[1])
+    return Limit(kind, level, scope, limit[0], min(burst[0], limit[0] * BURST_MINUTES_MAX), limit[1], burst[1])

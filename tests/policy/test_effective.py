@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.bounds import BURST_MINUTES_MAX
 from proxy.call import Principal
 from proxy.errors import KINDS as REFUSALS
 from proxy.policy.compile import compile_policy, examine
@@ -299,3 +300,18 @@ def test_compiled_values_are_those_of_the_file(tmp_path: Path) -> None:
     ]
     tenant = policy.tenants["acme"]
     assert (tenant.status, tenant.tag_header, tenant.plan) == ("suspended", "x-team", "team")
+
+
+def test_a_burst_is_never_more_than_a_week_refills() -> None:
+    """A wide burst over a slow rate of another level stays within what the arena's cells can express."""
+    wide = Rights(None, "", None, "", (rule("requests_per_minute", 1000, 1000),), (), {})
+    slow = Rights(None, "", None, "", (rule("requests_per_minute", 1, None),), (), {})
+    fast = Rights(None, "", None, "", (rule("requests_per_minute", 10**9, 10**9),), (), {})
+    plain = {"small": model("small", None, ())}
+    who = Principal("t", "k")
+    for plan, tenant, expected in ((wide, slow, 1), (fast, NOTHING, 10**9)):
+        limits = effective(make(plain, plan, tenant), who, "small", "embeddings").limits
+        assert [limit.burst for limit in limits] == [expected]
+    only_burst = Rights(None, "", None, "", (Rule("requests_per_minute", 1, 10**9, "a:1", "a:2"),), (), {})
+    limits = effective(make(plain, only_burst, NOTHING), who, "small", "embeddings").limits
+    assert limits[0].burst == BURST_MINUTES_MAX
