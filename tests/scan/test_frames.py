@@ -203,7 +203,7 @@ def padded(frame: bytes, content_bytes: int) -> bytes:
 @pytest.mark.parametrize("step", [1000, 4096, 65_536, 10**9])
 @pytest.mark.parametrize(("over", "hidden"), [(0, 1), (1, 0), (5000, 0)])
 def test_hold_is_bounded(step: int, over: int, hidden: int) -> None:
-    """A usage frame is held and hidden up to the bound; one byte more and it is passed on, and the next is hidden again."""
+    """A usage frame is held and hidden up to the bound; a longer one is passed on, and the next one hidden again."""
     long = padded(USAGE, FRAME_BYTES_HELD_MAX + over)
     stream = CHUNK + long + CHUNK
     frames = Frames()
