@@ -194,9 +194,10 @@ def test_postgresql_restarts_under_the_flusher(
         await migrate(url)
         async with flushing(url, redis_server.url, lines) as (_, store, transport):
             for start in (0, 12, 24):
-                await ship(transport, PARTS[start : start + 12])
+                await ship(transport, PARTS[start : start + 6])
                 await asyncio.sleep(0.02)
                 await asyncio.to_thread(own_postgres.kill)
+                await ship(transport, PARTS[start + 6 : start + 12])
                 await eventually(said(lines, "database", "error"), "the flusher says that the database is away")
                 await asyncio.to_thread(own_postgres.start)
                 await eventually(said(lines, "database", "info"), "the flusher says that the database is back")

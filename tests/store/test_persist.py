@@ -6,16 +6,19 @@ import asyncio
 import random
 import sqlite3
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
 from proxy.flush import fold
 from proxy.flush.fold import Batch
 from proxy.record import encode, encode_end
+from proxy.store import dialect
 from proxy.store.database import BadData, make_engine
 from proxy.store.store import Persisted, Store, StoreUnavailable
 from tests.store.records import batches, differences, event, mixed, run
@@ -379,23 +382,22 @@ def test_a_flusher_frozen_inside_its_transaction_blocks_nobody_for_long(
     run(work())
 
 
-def test_a_row_is_not_set_aside_because_the_database_is_slow(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_is_not_set_aside_because_the_database_is_slow(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While rows are tried one by one, a timeout is a timeout: nothing goes to quarantine that could be a row."""
-    monkeypatch.setattr(bounds, "FLUSH_SECONDS_MAX", 0.3)
-    monkeypatch.setattr(fold, "INTEGER_MAX", 2**64)
-    events = [event(1), event(2, total_us=2**63)]
+    insert_rows = dialect.insert_rows
+
+    async def slow(connection: AsyncConnection, rows: Sequence[fold.Row]) -> dict[fold.Key, int]:
+        if len(rows) > 1:
+            raise OverflowError("a value that no column holds")
+        raise OperationalError("INSERT", None, RuntimeError("canceling statement due to statement timeout"))
 
     async def work() -> None:
-        holder, store = make_engine(postgres_url), Store.open(postgres_url)
-        await store.ping()
-        async with holder.connect() as connection:
-            await connection.execute(text("LOCK TABLE usage IN ACCESS EXCLUSIVE MODE"))
-            with pytest.raises(StoreUnavailable):
-                await store.persist(batches(EPOCH, events, 2))
-        assert await store.persist(batches(EPOCH, events, 2)) == Persisted(new=1, quarantined=1)
-        await holder.dispose()
+        store = Store.open(url)
+        monkeypatch.setattr(dialect, "insert_rows", slow)
+        with pytest.raises(StoreUnavailable, match="statement timeout"):
+            await store.persist(batches(EPOCH, [event(1), event(2)], 2))
+        monkeypatch.setattr(dialect, "insert_rows", insert_rows)
+        assert await store.persist(batches(EPOCH, [event(1), event(2)], 2)) == Persisted(new=2)
         await store.close()
 
     run(work())
