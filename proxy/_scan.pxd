@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t
 
 cdef extern from "_sse.h":
-    # What the scanner has seen so far. Every number only grows, so it may be stored before each write.
+    # What the scanner has seen so far, to be stored before each write. Counts only grow; `usage` is the last one seen.
     ctypedef struct weir_usage:
         int64_t prompt_tokens
         int64_t cached_tokens  # part of prompt_tokens
@@ -38,7 +38,8 @@ cdef class Frames:
     cpdef bytes take(self, bytes data)
 
     # The stream has ended: judges an unterminated last frame too (the official SDKs read it) and returns what is still
-    # held and must be forwarded, b"" when nothing is. After `see` it must be called as well, and returns b"".
+    # held and must be forwarded, b"" when nothing is. After `see` it must be called as well, and returns b"". A torn last
+    # frame is no frame: where the upstream was lost, what is still held may be dropped or forwarded, the facts are right.
     cpdef bytes rest(self)
 
     # Top-level `model` of the first frame that has one, "" before. Makes a new str: ask once, at the end.
