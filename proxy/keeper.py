@@ -31,7 +31,10 @@ _RETENTION_SECONDS = 3600.0
 _RECLAIM_SECONDS = 60.0
 _IDLE_CELL_SECONDS = 600.0  # a limit cell untouched for so long, and at rest, is given back
 _LAST_SHIP_SECONDS = 10.0  # at the end: longer than a few transactions, shorter than a supervisor's patience
-_LOCK_WAIT_SECONDS = 10.0  # a supervised keeper waits so long for its predecessor's last ship
+_ORPHAN_SHIP_SECONDS = 3.0  # the same when the supervisor is gone: another keeper may be waiting for the lock
+_CLOSE_SECONDS = 2.0  # for connections to be closed in good order; a frozen database must not hold the lock
+_FROZEN_SECONDS = bounds.HEARTBEAT_SECONDS_MAX + _CLOSE_SECONDS  # no living keeper is silent for so long
+_LOCK_WAIT_SECONDS = 25.0  # a supervised keeper waits so long for its predecessor's last ship, or for its end
 _EXPIRE_ROWS = 5000  # in one transaction of retention
 _DAY_US = 86_400_000_000
 
@@ -72,6 +75,7 @@ class Keeper:
         self._reload_asked = asyncio.Event()
         self._failed: BaseException | None = None
         self._keys_mark: tuple[int, int, int] | None = None
+        self._orphaned = False
 
     async def run(self) -> None:
         """Keeps until told to end. Raises CannotKeep when it cannot begin."""
@@ -82,8 +86,10 @@ class Keeper:
         if self._lifeline >= 0:
             loop.add_reader(self._lifeline, self._lost)
         tasks: list[asyncio.Task[None]] = []
+        beating: list[asyncio.Task[None]] = []
         try:
             await self._begin()
+            beating.append(asyncio.create_task(self._forever(self._beat, bounds.HEARTBEAT_SECONDS)))
             tasks = [asyncio.create_task(self._forever(work, seconds)) for work, seconds in self._duties()]
             tasks.append(asyncio.create_task(self._reloads()))
             await self._ending.wait()
@@ -92,7 +98,7 @@ class Keeper:
             await _cancel(tasks)
             await self._last_ship()
         finally:
-            await _cancel(tasks)
+            await _cancel([*tasks, *beating])
             await self._close()
 
     async def _begin(self) -> None:
@@ -124,7 +130,6 @@ class Keeper:
 
     def _duties(self) -> list[tuple[Callable[[], Awaitable[object]], float]]:
         duties: list[tuple[Callable[[], Awaitable[object]], float]] = [
-            (self._beat, bounds.HEARTBEAT_SECONDS),
             (self._epochs.look, _LOOK_SECONDS),
             (self._move, _MOVE_SECONDS),
             (self._watch_keys, _KEYS_SECONDS),
@@ -147,6 +152,7 @@ class Keeper:
 
     def _lost(self) -> None:
         asyncio.get_running_loop().remove_reader(self._lifeline)
+        self._orphaned = True
         self._ending.set()
 
     # --- duties ---
@@ -198,7 +204,7 @@ class Keeper:
         """What the workers left is recovered and moved, as far as it goes in the time."""
         self._log.info("last ship")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_SHIP_SECONDS):
+            async with asyncio.timeout(_ORPHAN_SHIP_SECONDS if self._orphaned else _LAST_SHIP_SECONDS):
                 await self._epochs.look()
                 while await self._epochs.move():
                     pass
@@ -206,10 +212,12 @@ class Keeper:
                 await self._epochs.ask_positions()
 
     async def _close(self) -> None:
-        await self._port.close()
-        if self._transport is not None:
-            await self._transport.close()
-        await self._store.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._port.close()
+                if self._transport is not None:
+                    await self._transport.close()
+                await self._store.close()
         self._counters.close()
         self._arena.close()
         os.close(self._lock)
@@ -232,4 +240,18 @@ def _hold(data_dir: Path, *, wait: bool) -> int:
                     f"Another keeper (process {held.pid}) works on {data_dir}; one is enough. "
                     "Stop it first, or use a data_dir of its own."
                 ) from None
+            _end_if_frozen(data_dir, held.pid)
         clock.pause(0.05)
+
+
+def _end_if_frozen(data_dir: Path, pid: int) -> None:
+    """Kills a predecessor without a heartbeat: its supervisor is gone, and nobody else would ever end it."""
+    arena = Arena(os.fspath(data_dir / "arena"), clock.boot_id())
+    try:
+        age_ns = clock.now_ns() - arena.word(board.KEEPER_HEARTBEAT_NS)
+        known = arena.word(board.KEEPER_PID) == pid
+    finally:
+        arena.close()
+    if known and age_ns > _FROZEN_SECONDS * 1e9:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

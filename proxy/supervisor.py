@@ -12,10 +12,11 @@ close and drains; a new supervisor may start at once and finds the same shared m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,20 @@ class Supervisor:
             last_ns = now_ns
             for child in tuple(self._children):
                 self._judge(child, now_ns, since_ns)
+            self._judge_orphans(now_ns, since_ns)
+
+    def _judge_orphans(self, now_ns: int, since_ns: int) -> None:
+        """Kills a frozen worker of a supervisor that is gone: its listening socket would swallow its share for ever."""
+        ours = {child.pid for child in self._children}
+        limit_ns = int(self._plan.heartbeat_seconds_max * 1e9)
+        for row in Board(self._arena).rows():
+            if row.pid in ours or now_ns - max(row.heartbeat_ns, since_ns) < limit_ns:
+                continue
+            # A number alone proves nothing: it must be a process that has an epoch of this directory open.
+            if _has_open(row.pid, (self._plan.data_dir / "journal").glob("*/slots")):
+                self._log.error("a worker of an earlier supervisor gives no heartbeat and is killed", child=row.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(row.pid, signal.SIGKILL)
 
     def _judge(self, child: Child, now_ns: int, since_ns: int) -> None:
         limit = self._plan.heartbeat_seconds_max
@@ -423,6 +438,14 @@ class Supervisor:
 
 def _is_ready(part: Part) -> bool:
     return part.current is not None and part.current.alive and part.current.ready_ns > 0
+
+
+def _has_open(pid: int, paths: Iterable[Path]) -> bool:
+    wanted = {str(path.resolve()) for path in paths}
+    try:
+        return any(os.readlink(entry) in wanted for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
 
 
 def _raise_file_limit() -> None:

@@ -22,6 +22,7 @@ from proxy.store.store import BadData, Persisted, Store, StoreUnavailable
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Counters
 
+_ASK_SECONDS = 0.5  # between two questions to a database that has nothing to be told
 _SAMPLES_MAX = 1024  # of how far an epoch was synced when: for the age of the oldest record
 _LOST = b"D"  # stands in the place of a record that the disk has lost; the flusher sets it aside with its position
 
@@ -106,17 +107,20 @@ class Epochs:
         self._transport = transport
         self._counters = counters
         self._log = log
+        self._asked_ns = 0
         self._damage_seen: set[tuple[bytes, int]] = set()
 
     # --- look and recover ---
 
     async def look(self) -> None:
         """Reads the journal's directories, recovers dead epochs, and says on the board how large the journal is."""
-        for info in await asyncio.to_thread(live_and_dead, self._directory):
-            if not info.alive and not info.recovered:
-                await self._recover(info)
-        # Once more: recovery has added records, and what it did must be seen before it is moved.
         infos = await asyncio.to_thread(live_and_dead, self._directory)
+        dead = [info for info in infos if not info.alive and not info.recovered]
+        for info in dead:
+            await self._recover(info)
+        if dead:
+            # Once more: recovery has added records, and what it did must be seen before it is moved.
+            infos = await asyncio.to_thread(live_and_dead, self._directory)
         now_us = clock.wall_us()
         present = {info.epoch for info in infos}
         for epoch in [epoch for epoch in self.states if epoch not in present]:
@@ -132,10 +136,8 @@ class Epochs:
         return max((state.age_us(now_us) for state in self.states.values()), default=0)
 
     async def _recover(self, info: EpochInfo) -> None:
-        # Before recovery: afterwards the column may already belong to a new life.
-        words = Board(self._arena)
-        if words.row(info.column).epoch == info.epoch:
-            words.clear(info.column)
+        # Before recovery, while the column is still this dead life's: afterwards it may belong to a new one.
+        Board(self._arena).clear(info.column)
         failpoint.reach("recover.before")
         try:
             added = await asyncio.to_thread(recover, info.path, self._arena, rebuild)
@@ -159,6 +161,9 @@ class Epochs:
 
     async def _persist(self) -> bool:
         """Without Redis: the flusher's steps 2 and 3, with the same promises."""
+        quiet = all(state.persisted is not None and not state.waiting for state in self.states.values())
+        if quiet and clock.now_ns() - self._asked_ns < _ASK_SECONDS * 1e9:
+            return False
         if not await self.ask_positions():
             return False
         batches: list[Batch] = []
@@ -222,6 +227,7 @@ class Epochs:
             stream = await self._transport.state(self._origin)
         except (RedisUnavailable, WrongType) as error:
             self._redis_failed("state", error)
+            await self.ask_positions()  # what was flushed before can still be pruned
             return
         self.stream = stream
         self._say_redis(board.OK)
@@ -244,6 +250,7 @@ class Epochs:
     async def ask_positions(self) -> bool:
         """Asks the database how far it has each epoch, and prunes. False when it cannot be asked."""
         asked = tuple(self.states)
+        self._asked_ns = clock.now_ns()
         try:
             positions = await self._store.persisted(asked) if asked else {}
             if not asked:
