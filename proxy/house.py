@@ -52,6 +52,8 @@ class House:
         self._pools: dict[str, tuple[Upstream, Pool]] = {}
         self._request_prefix = f"req_{secrets.token_hex(8)}"
         self._requests = 0
+        self._counted: dict[str, int] = {}  # connections made, as far as the counters know
+        self._dropped = 0
         self.policy = policy
         self.adopt(policy)
 
@@ -63,7 +65,11 @@ class House:
         pools: dict[str, tuple[Upstream, Pool]] = {}
         for name, upstream in policy.upstreams.items():
             known = self._pools.get(name)
-            pools[name] = known if known is not None and known[0] == upstream else (upstream, self._make_pool(upstream))
+            if known is not None and known[0] == upstream:
+                pools[name] = known
+            else:
+                pools[name] = (upstream, self._make_pool(upstream))
+                self._counted.pop(name, None)
         for name, (_, pool) in self._pools.items():
             if name not in pools or pools[name][1] is not pool:
                 pool.retire()
@@ -127,6 +133,14 @@ class House:
                 total_us=total_us,
             )
         )
+
+    def count_connections(self) -> None:
+        """With each heartbeat: the connections of each upstream, and what the log had to drop."""
+        for name, (_, pool) in self._pools.items():
+            self.metrics.connections(name, pool.active + pool.idle, pool.made - self._counted.get(name, 0))
+            self._counted[name] = pool.made
+        self.metrics.dropped(self.lines.dropped - self._dropped)
+        self._dropped = self.lines.dropped
 
     def close(self) -> None:
         """Closes what holds sockets and timers. The epoch is the worker's to finish."""

@@ -80,11 +80,16 @@ async def stream(call: Call, route: Route, house: House) -> None:
     call.slot.sent(1, route.sent)
     call.sent_ns = now_ns()
     try:
+        try:
+            connection.start(relay, request)
+        except ConnectionError:
+            # It closed between the pool and here, and nothing was written: a fresh one costs the client nothing.
+            connection = await route.pool.connect()
+            connection.start(relay, request)
         house.sweeper.add(relay)
-        connection.start(relay, request)
         await done
     except ConnectionError:
-        connection.abort()
+        relay.cancel()
         raise Refusal("upstream_lost") from None
     except asyncio.CancelledError:
         # The client hung up: its front cancelled us. What was relayed until now stands in the row.

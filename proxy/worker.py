@@ -97,6 +97,7 @@ class Worker:
             self._say(board.CONNECTIONS, len(self._front.doors))
             self._say(board.STREAMS, self._house.sweeper.running())
             self._say(board.LOOP_LAG_US, self._house.sweeper.lag_us())
+            self._house.count_connections()
             self._say(board.COLUMN_KEYS_GENERATION, arena.word(board.KEYS_GENERATION))
             generation = arena.word(board.POLICY_GENERATION)
             if generation != arena.column_word(arena.column, board.COLUMN_POLICY_GENERATION):

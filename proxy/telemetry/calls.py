@@ -70,6 +70,17 @@ class CallMetrics:
             if event.first_us:
                 self._counters.observe(known.first_byte, event.first_us)
 
+    def connections(self, upstream: str, standing: int, made: int) -> None:
+        """Says how many connections to an upstream stand now, and how many were made since the last time."""
+        self._cells[self._counters.series("weir_upstream_connections", upstream)] = standing
+        if made:
+            self._counters.add(self._counters.series("weir_upstream_connects_total", upstream), made)
+
+    def dropped(self, lines: int) -> None:
+        """Counts request log lines that were dropped since the last time."""
+        if lines:
+            self._counters.add(self._counters.series("weir_log_lines_dropped_total"), lines)
+
     def refuse(self, reason: str) -> None:
         """Counts a refusal by its code in `errors.KINDS`."""
         self._counters.add(self._counters.series("weir_refusals_total", reason))

@@ -44,6 +44,7 @@ class Pool:
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
+        self.made = 0  # connections opened so far
 
     def __repr__(self) -> str:
         active = self.active
@@ -200,6 +201,7 @@ class Pool:
                 raise Refusal("upstream_unreachable") from fault
             raise
         self._opening -= 1
+        self.made += 1
         self._all.add(connection)
         return connection
 
