@@ -55,9 +55,12 @@ class Stub:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        Board(self.arena).start(
-            self.column, pid=os.getpid(), place=self.args.place, epoch=os.urandom(16), now_ns=clock.now_ns()
-        )
+        epoch = os.urandom(16)
+        # Open for life, as a real worker's: it is what tells a worker from a stranger with the same process id.
+        slots = self.args.arena.parent / "journal" / epoch.hex() / "slots"
+        slots.parent.mkdir(parents=True)
+        self.slots = slots.open("wb")
+        Board(self.arena).start(self.column, pid=os.getpid(), place=self.args.place, epoch=epoch, now_ns=clock.now_ns())
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.end)
         os.set_blocking(self.args.lifeline_fd, False)

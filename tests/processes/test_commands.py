@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import shlex
 import signal
@@ -193,8 +192,13 @@ class Client(threading.Thread):
                 connection.close()
 
 
-def test_rolling_restarts_of_a_real_weir(weir: Gateway) -> None:
-    """Two `weir restart` under load: no request fails, no stream is cut, every call is a row, counters only rise."""
+def _requests(weir: Gateway) -> float:
+    page = weir.get("/metrics")[1].decode()
+    return sum(float(number) for number in re.findall(r"^weir_requests_total{.*} (\S+)$", page, re.MULTILINE))
+
+
+def test_a_rolling_restart_of_a_real_weir(weir: Gateway) -> None:
+    """`weir restart` under load: no request fails, no stream is cut, every call is a row, the counters never fall."""
     with weir:
         before = set(weir.processes("worker", "keeper"))
         stop = threading.Event()
@@ -203,17 +207,17 @@ def test_rolling_restarts_of_a_real_weir(weir: Gateway) -> None:
             client.start()
         totals = []
         try:
-            for _ in range(2):
-                assert weir.weir("restart").stdout == "restarted\n"
-                page = weir.get("/metrics")[1].decode()
-                totals.append(sum(float(n) for n in re.findall(r"^weir_requests_total{.*} (\S+)$", page, re.MULTILINE)))
+            eventually("every client has had an answer", lambda: all(client.good for client in clients))
+            totals.append(_requests(weir))
+            assert weir.weir("restart").stdout == "restarted\n"
+            totals.append(_requests(weir))
         finally:
             stop.set()
             for client in clients:
                 client.join(60)
         assert [bad for client in clients for bad in client.bad] == []
         assert all(client.good for client in clients)
-        assert totals == sorted(totals)
+        assert 0 < totals[0] < totals[1]
         assert not before & set(weir.processes("worker", "keeper"))
         good = sum(client.good for client in clients)
         eventually("every call is a row", lambda: len(weir.rows()) == good)
@@ -239,20 +243,6 @@ def test_a_stream_outlives_its_supervisor(weir: Gateway) -> None:
         eventually("the old parts are gone", lambda: not old & set(weir.processes()))
         assert weir.ready()
         eventually("it is a row", lambda: [row["termination"] for row in weir.rows()] == ["complete"])
-
-
-def test_a_frozen_orphan_is_ended(weir: Gateway) -> None:
-    """The supervisor is killed, then a worker and the keeper stopped: the next one ends both and serves alone."""
-    with weir:
-        frozen = [*list(weir.processes("worker"))[:1], *weir.processes("keeper")]
-        weir.parts["proxy"].kill()
-        weir.parts["proxy"].wait()
-        # Only now: the kernel wakes stopped processes when their parent's death orphans their group.
-        for pid in frozen:
-            os.kill(pid, signal.SIGSTOP)
-        weir.start_part("proxy")
-        eventually("the frozen ones are gone", lambda: not any(alive(pid) for pid in frozen), 60)
-        eventually("the new one serves", lambda: weir.part_runs("proxy") and weir.ready())
 
 
 def test_a_second_sigterm_ends_a_stream(weir: Gateway) -> None:

@@ -81,15 +81,17 @@ class House:
         (self.config / "plans.yaml").write_text(PLANS)
         (self.config / "tenants" / "demo.yaml").write_text(TENANT)
 
-    def start(self, verb: str, *more: str, failpoints: str = "", out: Any = None) -> subprocess.Popen[Any]:
+    def start(self, verb: str, *more: str, failpoints: str = "", fds: tuple[int, ...] = ()) -> subprocess.Popen[Any]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: failpoints}
         command = [sys.executable, "-m", "proxy", verb, "--config", str(self.config), *more]
-        return self._start(command, environment, out)
+        return self._start(command, environment, None, fds)
 
-    def _start(self, command: list[str], environment: dict[str, str], out: Any = None) -> subprocess.Popen[Any]:
+    def _start(
+        self, command: list[str], environment: dict[str, str], out: Any = None, fds: tuple[int, ...] = ()
+    ) -> subprocess.Popen[Any]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out or log, stderr=log, env=environment
+                command, stdin=subprocess.DEVNULL, stdout=out or log, stderr=log, env=environment, pass_fds=fds
             )
         self.processes.append(process)
         return process
@@ -259,6 +261,22 @@ def test_one_keeper_a_data_directory(house: House) -> None:
     assert house.start("keeper").wait(30) == 1
     assert f"Another keeper (process {first.pid}) works on {house.data}" in house.log.read_text()
     assert first.poll() is None
+
+
+def test_a_frozen_keeper_gives_way_to_a_supervised_one(house: House) -> None:
+    """A keeper that is stopped and silent would hold the lock for ever: a supervised one ends it and takes over."""
+    first = house.keeper()
+    first.send_signal(signal.SIGSTOP)
+    lifeline, end = os.pipe()
+    try:
+        house.arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns() - 60 * 1_000_000_000)
+        second = house.start("keeper", "--lifeline-fd", str(lifeline), fds=(lifeline,))
+        assert first.wait(30) == -signal.SIGKILL
+        eventually("the second keeps", lambda: house.arena.word(board.KEEPER_PID) == second.pid)
+    finally:
+        os.close(lifeline)
+        os.close(end)
+    assert second.wait(30) == 0  # the lifeline is closed
 
 
 def test_the_last_ship(house: House) -> None:

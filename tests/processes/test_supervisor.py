@@ -255,6 +255,24 @@ def test_a_new_supervisor_follows_a_killed_one(site: Site) -> None:
     assert site.counters.total("weir_tenant_requests_total", "stub") == before + 1
 
 
+def test_a_frozen_orphan_is_killed(site: Site) -> None:
+    """A worker stopped just after its supervisor died would swallow connections for ever: the next one kills it."""
+    site.start(workers=1)
+    (row,) = site.serving(1)
+    held = site.ask(hold=True)
+    try:
+        site.started[0].kill()
+        site.started[0].wait()
+        # Only now: the kernel wakes stopped processes when their parent's death orphans their group.
+        os.kill(row.pid, signal.SIGSTOP)
+        site.start(workers=1)
+        eventually("the frozen one is gone", lambda: not alive(row.pid))
+        assert site.facts("a worker of an earlier supervisor gives no heartbeat and is killed")
+    finally:
+        held.close()
+    site.note()
+
+
 def test_a_stopped_supervisor_judges_nobody_when_it_comes_back(site: Site) -> None:
     """Ages count from the supervisor's own pause at the earliest: no worker is killed for its absence."""
     process = site.start()
@@ -300,7 +318,7 @@ def test_chaos_of_kills_and_stops(site: Site) -> None:
     print("seed", seed)
     chance = random.Random(seed)
     site.start()
-    for _ in range(6):
+    for _ in range(4):
         rows = site.serving()
         victim = chance.choice(rows)
         os.kill(victim.pid, chance.choice((signal.SIGKILL, signal.SIGSTOP)))
