@@ -61,7 +61,9 @@ KINDS: dict[str, Kind] = {
     "unsupported_media_type": Kind(415, _BAD, "client", False, "Content-Type must be application/json, not {}."),
     "expectation_failed": Kind(417, _BAD, "client", False, "Only 'Expect: 100-continue' is understood, not {}."),
     "body_too_large": Kind(413, _BAD, "client", False, "The body is larger than {} bytes."),
-    "headers_too_large": Kind(431, _BAD, "client", False, "The request's headers are larger than {} bytes."),
+    "headers_too_large": Kind(
+        431, _BAD, "client", False, "The request's line or one of its headers is larger than {} bytes."
+    ),
     "body_timeout": Kind(408, _BAD, "client", False, "The body did not arrive within {} seconds."),
     "bad_json": Kind(400, _BAD, "client", False, "The body is not valid JSON: {}."),
     "duplicate_key": Kind(400, _BAD, "client", False, "The body names the key {} more than once."),

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web import BaseRequest
 
 from proxy import bounds
@@ -28,6 +29,8 @@ log = logging.getLogger("weir.front")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FAILED = Refusal("internal_error")
 _INTERNAL_ERROR = dialect.answer(500, dialect.refusal_headers(_FAILED), dialect.refusal_body(_FAILED), close=True)
+_TOO_LONG = Refusal("headers_too_large", str(bounds.REQUEST_LINE_BYTES_MAX))
+_NOT_HTTP = Refusal("bad_request", "its line or one of its headers is not HTTP/1.1")
 
 
 class _Written(web.StreamResponse):
@@ -136,6 +139,28 @@ class AiohttpExchange:
         self._transport.abort()
 
 
+class _Handler(web.RequestHandler):
+    """aiohttp's side of a connection, but for what it cannot parse: that is refused as everything else is.
+
+    Its own answer would be plain text that quotes the offending line, and so perhaps a key.
+    """
+
+    __slots__ = ("_front",)
+
+    def __init__(self, front: Front, **options: Any) -> None:
+        super().__init__(front.server, loop=front.loop, **options)
+        self._front = front
+
+    def handle_error(
+        self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """The answer to a request without a handler's: malformed ones. The connection ends with it."""
+        transport = request.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(self._front.malformed(exc) if status == 400 else _INTERNAL_ERROR)
+        return _WrittenLast()
+
+
 class Door(asyncio.Protocol):
     """Stands between a connection and aiohttp's handler of it, and knows when each last made progress.
 
@@ -146,7 +171,7 @@ class Door(asyncio.Protocol):
 
     def __init__(self, front: Front) -> None:
         self._front = front
-        self.inner = front.server()
+        self.inner = front.handler()
         self._feed = self.inner.data_received
         self.transport: asyncio.Transport | None = None
         self.busy = False  # a request is being answered
@@ -200,16 +225,15 @@ class Front:
         # aiohttp logs a traceback for each malformed request; a scanner must not fill the disk.
         quiet = logging.getLogger("weir.front.aiohttp")
         quiet.setLevel(logging.CRITICAL)
-        self.server = web.Server(
-            self._handle,
-            access_log=None,
-            auto_decompress=False,
-            handler_cancellation=True,
-            keepalive_timeout=bounds.CONNECTION_IDLE_SECONDS_MAX,
-            lingering_time=2.0,
-            tcp_keepalive=False,
-            logger=quiet,
-        )
+        self.server = web.Server(self._handle, handler_cancellation=True)
+        self._options = {
+            "access_log": None,
+            "auto_decompress": False,
+            "keepalive_timeout": bounds.CONNECTION_IDLE_SECONDS_MAX,
+            "lingering_time": 2.0,
+            "tcp_keepalive": False,
+            "logger": quiet,
+        }
         self._ticker = loop.call_later(1.0, self._tick)
 
     def __repr__(self) -> str:
@@ -218,6 +242,18 @@ class Front:
     def __call__(self) -> Door:
         """A protocol for one more connection."""
         return Door(self)
+
+    def handler(self) -> web.RequestHandler:
+        """aiohttp's side of one more connection."""
+        return _Handler(self, **self._options)
+
+    def malformed(self, exc: BaseException | None) -> bytes:
+        """The refusal of a request that cannot be parsed: counted and logged like any other, quoting nothing of it."""
+        refusal = _TOO_LONG if isinstance(exc, LineTooLong) else _NOT_HTTP
+        request_id = self._house.next_request_id()
+        self._house.note_refusal(refusal, None, request_id, now_ns())
+        lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}"
+        return dialect.answer(refusal.kind.status, lines, dialect.refusal_body(refusal), close=True)
 
     def keep(self, work: Awaitable[None]) -> None:
         """Runs a small piece of work to its end, and holds on to it until then."""

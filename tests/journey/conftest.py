@@ -14,6 +14,8 @@ import pytest
 from tests.world.gateway import Gateway, wait_for
 from tests.world.process import UpstreamProcess
 
+RATED = {"requests_per_minute": 6000, "requests_burst": 200}  # empty within a second, and full again in two
+
 
 class House:
     """A running Weir with its upstream, and the few things that tests of the journey ask of them."""
@@ -124,6 +126,32 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         weir = Gateway(directory, upstream.url, workers=2, settings=settings)
         price = {"prompt": "2.50", "cached": "1.25", "completion": "10"}
         weir.write("prices.yaml", {"version": "test-1", "models": {"priced": price}})
+        with weir:
+            yield House(weir, upstream)
+            weir.assert_at_rest()
+
+
+@pytest.fixture(scope="session")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Weir with three workers, for what must hold across them; at the end nothing may be held or wrong in the books."""
+    directory: Path = tmp_path_factory.mktemp("trio")
+    with UpstreamProcess(directory / "ledger.jsonl") as upstream:
+        settings = {
+            "upstreams": {"mock": {"timeouts": {"first_byte_seconds": 10, "idle_seconds": 10, "total_seconds": 30}}},
+            "models": {
+                "chat-only": {"upstream": "mock", "endpoints": ["chat.completions"], "unpriced": True},
+                "rated": {"upstream": "mock", "unpriced": True, "limits": RATED},
+            },
+        }
+        weir = Gateway(directory, upstream.url, workers=3, settings=settings, tenant={"tag_header": "X-Team"})
+        for name, rights in {
+            "rated": {"limits": RATED},
+            "rated-keys": {"key_limits": RATED},
+            "few": {"limits": {"concurrency": 7}},
+            "five": {"limits": {"requests_per_minute": 1, "requests_burst": 5, "tokens_per_minute": 100_000}},
+            "tokens": {"limits": {"tokens_per_minute": 1000}},
+        }.items():
+            weir.write(f"tenants/{name}.yaml", {"name": name, "plan": "all", **rights})
         with weir:
             yield House(weir, upstream)
             weir.assert_at_rest()

@@ -100,9 +100,28 @@ def test_body_and_head_have_bounds(house: House) -> None:
     assert parse(answer)[0] == 413
     assert b"100 Continue" not in answer
     long_line = house.raw(b"GET /v1/models?" + b"x" * 20_000 + b" HTTP/1.1\r\nhost: weir\r\n\r\n")
-    assert parse(long_line)[0] in (400, 414)
+    assert parse(long_line)[0] == 431
     long_head = b"GET /v1/models HTTP/1.1\r\nhost: weir\r\n" + b"a: " + b"x" * 20_000 + b"\r\n\r\n"
-    assert parse(house.raw(long_head))[0] in (400, 431)
+    assert parse(house.raw(long_head))[0] == 431
+
+
+MALFORMED = [
+    b"NOT HTTP\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET /v1/models HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer wk_live_secret\x7f\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nhost: weir\r\nauthorization : Bearer wk_live_secret\r\n\r\n",
+    b"POST /v1/models HTTP/1.1\r\nhost: weir\r\ncontent-length: -1\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("request_", MALFORMED, ids=lambda data: repr(data[:24]))
+def test_what_is_not_http_is_refused_in_weirs_own_words(house: House, request_: bytes) -> None:
+    """Even a request that cannot be parsed gets the dialect's error, and nothing of it is quoted: it may hold a key."""
+    status, headers, body = parse(house.raw(request_))
+    assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")
+    assert (headers["x-weir-error"], headers["x-should-retry"]) == ("client", "false")
+    assert headers["connection"] == "close"
+    assert b"secret" not in body
 
 
 def test_continue_only_for_a_good_key(house: House) -> None:

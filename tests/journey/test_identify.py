@@ -1,0 +1,200 @@
+"""Step 2: a key is what it is on every worker at every request, and nothing else is one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from proxy import board, settings
+from proxy._fastpath import Arena
+from proxy.clock import boot_id
+from proxy.identity.keys import new_secret
+from proxy.store.store import Store
+from proxy.verbs.keys import new_row
+from tests.journey.calling import Answer, Client, chat, keys_verb, once
+from tests.journey.conftest import House
+from tests.servers import PostgresServer
+from tests.world.gateway import Gateway, wait_for
+from tests.world.process import UpstreamProcess
+
+
+async def many(weir: Gateway, key: str, count: int) -> list[Answer]:
+    """So many requests at once, each on a connection of its own: every worker gets some."""
+    return list(await asyncio.gather(*(once(weir, chat({"tokens": 1}), key) for _ in range(count))))
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_revoked_is_refused_by_every_worker_at_once(trio: House, turn: int) -> None:
+    """As soon as `weir keys revoke` returns, no worker admits one more request, on new connections and on kept ones."""
+    made = keys_verb(trio.weir, "create", "--tenant", "acme")
+    other = keys_verb(trio.weir, "create", "--tenant", "acme")
+
+    async def story() -> None:
+        async with AsyncExitStack() as stack:
+            kept = [await stack.enter_async_context(Client(trio.weir, made["key"])) for _ in range(24)]
+            for client in kept:
+                assert (await client.call(chat({"tokens": 1}))).status == 200
+            if turn:
+                await asyncio.to_thread(keys_verb, trio.weir, "revoke", made["key_id"])
+            else:  # the command as an operator types it
+                await asyncio.to_thread(trio.weir.weir, "keys", "revoke", made["key_id"])
+            answers = await asyncio.gather(*(client.call(chat()) for client in kept))
+            answers += await many(trio.weir, made["key"], 40)
+        assert {(answer.status, answer.code) for answer in answers} == {(401, "invalid_api_key")}
+        assert {answer.status for answer in await many(trio.weir, other["key"], 10)} == {200}
+
+    asyncio.run(story())
+
+
+def test_a_running_stream_outlives_its_key(trio: House) -> None:
+    """Revoking ends no stream that was admitted: it is finished and metered, and the next request is refused."""
+    made = keys_verb(trio.weir, "create", "--tenant", "acme")
+    request_id = uuid.uuid4().hex
+
+    async def story() -> None:
+        async with Client(trio.weir, made["key"]) as client:
+            await client.send(chat({"tokens": 8, "delay_ms": 100}, stream=True), x_request_id=request_id)
+            _, headers = await client.head()
+            await asyncio.to_thread(keys_verb, trio.weir, "revoke", made["key_id"])
+            payload, whole = await client.rest(headers)
+            assert whole
+            assert payload.endswith(b"data: [DONE]\n\n")
+            assert (await client.call(chat())).status == 401
+
+    asyncio.run(story())
+    assert trio.row(request_id)["termination"] == "complete"
+
+
+def test_an_expired_key_is_told_so(trio: House) -> None:
+    """A key works until its time and not after it, without anybody announcing anything."""
+    process = settings.load(trio.weir.config)
+    secret, row = new_row(process, "acme", "brief", seconds=2)
+
+    async def insert() -> None:
+        store = Store.open(process.database)
+        try:
+            await store.insert_key(row)
+        finally:
+            await store.close()
+
+    asyncio.run(insert())
+    first = asyncio.run(once(trio.weir, chat({"tokens": 1}), secret))
+    assert first.status == 200
+
+    def all_refused() -> bool:
+        answers = asyncio.run(many(trio.weir, secret, 12))
+        assert {answer.code for answer in answers} <= {"", "expired_api_key"}
+        return {(answer.status, answer.headers.get("x-should-retry")) for answer in answers} == {(401, "false")}
+
+    wait_for("the key to expire", all_refused, 10)
+
+
+WRONG = ["", "wk_live_x", "sk-proj-something", "wk_live_" + "a" * 43 + "_" + "0" * 6, "wk_live_" + "a" * 5000, "wk\x7f"]
+
+
+@pytest.mark.parametrize("key", WRONG, ids=lambda key: repr(key[:24]))
+def test_what_is_no_key(trio: House, key: str) -> None:
+    """Text that is not a key is refused without a look-up, and the answer does not repeat it."""
+    answer = asyncio.run(once(trio.weir, chat(), key))
+    assert answer.status in (400, 401)
+    assert answer.code in ("missing_key", "invalid_api_key", "bad_request")
+    assert answer.headers["x-should-retry"] == "false"
+    assert not key[8:] or key[8:].encode() not in answer.payload
+
+
+def test_a_well_formed_key_that_nobody_made(trio: House) -> None:
+    """The checksum alone opens nothing; and a key that is made later works at once, on every worker."""
+    answers = asyncio.run(many(trio.weir, new_secret("live"), 6))
+    assert {(answer.status, answer.code) for answer in answers} == {(401, "invalid_api_key")}
+    typo = trio.weir.key[:-1] + ("x" if trio.weir.key[-1] != "x" else "y")
+    assert asyncio.run(once(trio.weir, chat(), typo)).status == 401
+    process = settings.load(trio.weir.config)
+    secret, row = new_row(process, "acme", "later")
+    assert {answer.status for answer in asyncio.run(many(trio.weir, secret, 12))} == {401}
+
+    async def insert() -> None:
+        store = Store.open(process.database)
+        try:
+            await store.insert_key(row)
+        finally:
+            await store.close()
+
+    asyncio.run(insert())
+    arena = Arena(str(trio.weir.data / "arena"), boot_id(), -1)
+    arena.raise_word(board.KEYS_GENERATION)  # as `weir keys create` does
+    arena.close()
+    assert {answer.status for answer in asyncio.run(many(trio.weir, secret, 12))} == {200}
+
+
+@pytest.mark.parametrize("header", ["x_api_key", "api_key"])
+def test_other_places_for_a_key(trio: House, header: str) -> None:
+    """Anthropic's and Azure's header are read as the bearer token is, for a good key and for a bad one."""
+    for key, status in ((trio.weir.key, 200), ("nonsense", 401)):
+        answer = asyncio.run(once(trio.weir, chat({"tokens": 1}), authorization="", **{header: key}))
+        assert answer.status == status
+
+
+@pytest.mark.parametrize(("tenant", "status"), [("acme", 200), ("rated", 403), ("ACME", 403), ("acme,acme", 403)])
+def test_a_tenant_header_may_only_agree(trio: House, tenant: str, status: int) -> None:
+    """The key decides whose call it is; the header can agree with it, and is never believed against it."""
+    request_id = uuid.uuid4().hex
+    answer = asyncio.run(once(trio.weir, chat({"tokens": 1}), x_tenant_id=tenant, x_request_id=request_id))
+    assert answer.status == status
+    if status == 200:
+        assert trio.row(request_id)["tenant"] == "acme"
+    else:
+        assert answer.code == "tenant_mismatch"
+        assert not trio.asked(request_id)
+
+
+def test_a_narrow_key(trio: House) -> None:
+    """A key made for one endpoint and two models may use these, sees only these, and is told so for the rest."""
+    made = keys_verb(
+        trio.weir, "create", "--tenant", "acme", "--endpoint", "embeddings", "--endpoint", "chat.completions",
+        "--model", "m1", "--model", "chat-only",
+    )  # fmt: skip
+    key = made["key"]
+
+    async def story() -> None:
+        async with Client(trio.weir, key) as client:
+            assert (await client.call(chat({"tokens": 1}))).status == 200
+            other_model = await client.call(chat(model="rated"))
+            assert (other_model.status, other_model.code) == (404, "model_not_found")
+            embedding = json.dumps({"model": "m1", "input": "a b"}).encode()
+            assert (await client.call(embedding, "/v1/embeddings")).status == 200
+            completion = json.dumps({"model": "m1", "prompt": "a"}).encode()
+            refused = await client.call(completion, "/v1/completions")
+            assert (refused.status, refused.code) == (403, "endpoint_not_allowed")
+            embedding = json.dumps({"model": "chat-only", "input": "a b"}).encode()
+            refused = await client.call(embedding, "/v1/embeddings")
+            assert (refused.status, refused.code) == (404, "model_not_at_endpoint")
+            listed = json.loads((await client.call(None, "/v1/models")).payload)
+            assert {model["id"] for model in listed["data"]} == {"m1", "chat-only"}
+            assert (await client.call(None, "/v1/models/rated")).status == 404
+
+    asyncio.run(story())
+
+
+def test_the_database_goes_away(tmp_path: Path, own_postgres: PostgresServer) -> None:
+    """With PostgreSQL killed a known key goes on; another is a 503 to retry; all is metered at the end."""
+    database = own_postgres.url(own_postgres.create_database())
+    with UpstreamProcess(tmp_path / "ledger.jsonl") as upstream:
+        with Gateway(tmp_path, upstream.url, database=database) as weir:
+            unused = keys_verb(weir, "create", "--tenant", "acme")["key"]
+            assert asyncio.run(once(weir, chat({"tokens": 1}), x_request_id="before")).status == 200
+            own_postgres.kill()
+            answers = asyncio.run(many(weir, weir.key, 10))
+            assert {answer.status for answer in answers} == {200}
+            refused = asyncio.run(once(weir, chat(), unused))
+            assert (refused.status, refused.code) == (503, "store_unavailable")
+            assert (refused.headers["x-should-retry"], refused.headers["x-weir-error"]) == ("true", "gateway")
+            wait_for("/readyz names it", lambda: b"database" in weir.get("/readyz", weir.port)[1], 10)
+            own_postgres.start()
+            wait_for("the other key to work", lambda: asyncio.run(once(weir, chat(), unused)).status == 200, 20)
+            wait_for("every row", lambda: len(weir.rows()) == 12, 20)
+            weir.assert_at_rest()
