@@ -5,15 +5,47 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
 
 from proxy import bounds, clock
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _BACKOFF_SECONDS = 0.1  # after the second failure in a row; doubles from there
 _SETTLED_SECONDS = 1.0  # a part that was ready for so long has not failed to start
+
+
+class Helper(Struct, frozen=True):
+    """A part beside worker and keeper. `first` ones start before the keeper and end last."""
+
+    name: str
+    command: tuple[str, ...]
+    first: bool = False
+    lifeline: bool = True  # takes --lifeline-fd; else it is ended by the kernel with the supervisor
+
+
+class Plan(Struct, frozen=True):
+    """What to run. `worker` and `keeper` are commands to which the descriptors are appended as options."""
+
+    data_dir: Path
+    host: str
+    port: int
+    workers: int
+    worker: tuple[str, ...]
+    keeper: tuple[str, ...] | None
+    helpers: tuple[Helper, ...] = ()
+    drain_seconds: float = bounds.DRAIN_SECONDS_DEFAULT
+    env: dict[str, str] | None = None
+    heartbeat_seconds_max: float = bounds.HEARTBEAT_SECONDS_MAX
+    starting_seconds_max: float = bounds.STARTING_SECONDS_MAX
+    backoff_seconds_max: float = bounds.RESTART_BACKOFF_SECONDS_MAX
+    grace_seconds: float = 5.0  # beyond its own time a draining process is killed
+    hangup_stops: bool = False  # SIGHUP is a closed terminal, not a wish to reload
 
 
 class Child:
@@ -141,3 +173,21 @@ def died(code: int) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
+
+
+def has_open(pid: int, paths: Iterable[Path]) -> bool:
+    """Whether the process has one of these files open: what tells it from a stranger with the same number."""
+    wanted = {str(path.resolve()) for path in paths}
+    try:
+        return any(os.readlink(entry) in wanted for entry in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def raise_file_limit() -> None:
+    """Every process inherits the most files it may open: two sockets a stream."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * bounds.CONNECTIONS_MAX + 1024
+    best = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft < best:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))

@@ -14,53 +14,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
-
-from msgspec import Struct
 
 from proxy import board, bounds, clock, locks, parts, places
 from proxy._fastpath import Arena
 from proxy.board import Board
-from proxy.parts import Child, Part
+from proxy.parts import Child, Helper, Part, Plan, has_open, raise_file_limit
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import SUPERVISOR_COLUMN, Counters
+
+__all__ = ["Helper", "Plan", "Refused", "Supervisor"]
 
 _WATCH_SECONDS = 0.25  # how often heartbeats are judged
 _KEEPER_END_SECONDS = 20.0  # the keeper's last ship: longer than one database transaction's bound
 _KEEPER_PATIENCE = 3  # times a worker's bound: no client waits for the keeper, and a restart costs it more
 _START_FAILURES_MAX = 5  # in a row before anything has ever served: then the fault is in the configuration
-
-
-class Helper(Struct, frozen=True):
-    """A part beside worker and keeper. `first` ones start before the keeper and end last."""
-
-    name: str
-    command: tuple[str, ...]
-    first: bool = False
-    lifeline: bool = True  # takes --lifeline-fd; else it is ended by the kernel with the supervisor
-
-
-class Plan(Struct, frozen=True):
-    """What to run. `worker` and `keeper` are commands to which the descriptors are appended as options."""
-
-    data_dir: Path
-    host: str
-    port: int
-    workers: int
-    worker: tuple[str, ...]
-    keeper: tuple[str, ...] | None
-    helpers: tuple[Helper, ...] = ()
-    drain_seconds: float = bounds.DRAIN_SECONDS_DEFAULT
-    env: dict[str, str] | None = None
-    heartbeat_seconds_max: float = bounds.HEARTBEAT_SECONDS_MAX
-    starting_seconds_max: float = bounds.STARTING_SECONDS_MAX
-    backoff_seconds_max: float = bounds.RESTART_BACKOFF_SECONDS_MAX
-    grace_seconds: float = 5.0  # beyond its own time a draining process is killed
-    hangup_stops: bool = False  # SIGHUP is a closed terminal, not a wish to reload
 
 
 class Refused(Exception):
@@ -74,7 +45,7 @@ class Supervisor:
         self._plan = plan
         self._log = log
         self._when_serving = when_serving
-        plan.data_dir.mkdir(parents=True, exist_ok=True)
+        plan.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._lock = locks.hold(plan.data_dir / "supervisor.lock")
         except locks.Held as held:
@@ -115,7 +86,7 @@ class Supervisor:
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
-        _raise_file_limit()
+        raise_file_limit()
         self._build_parts()
         self._log.info("started", port=self.port, workers=self._plan.workers)
         self._task(self._start_all())
@@ -277,7 +248,7 @@ class Supervisor:
             if row.pid in ours or now_ns - max(row.heartbeat_ns, since_ns) < limit_ns:
                 continue
             # A number alone proves nothing: it must be a process that has an epoch of this directory open.
-            if _has_open(row.pid, (self._plan.data_dir / "journal").glob("*/slots")):
+            if has_open(row.pid, (self._plan.data_dir / "journal").glob("*/slots")):
                 self._log.error("a worker of an earlier supervisor gives no heartbeat and is killed", child=row.pid)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(row.pid, signal.SIGKILL)
@@ -438,20 +409,3 @@ class Supervisor:
 
 def _is_ready(part: Part) -> bool:
     return part.current is not None and part.current.alive and part.current.ready_ns > 0
-
-
-def _has_open(pid: int, paths: Iterable[Path]) -> bool:
-    wanted = {str(path.resolve()) for path in paths}
-    try:
-        return any(os.readlink(entry) in wanted for entry in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False
-
-
-def _raise_file_limit() -> None:
-    """Every process inherits the most files it may open: two sockets a stream."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * bounds.CONNECTIONS_MAX + 1024
-    best = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-    if soft < best:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (best, hard))

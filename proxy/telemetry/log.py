@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from proxy import bounds, clock
 from proxy.call import UsageEvent
+from proxy.telemetry.metrics import Counters
 
 Mode = Literal["json", "summary", "off"]
 
@@ -80,11 +81,15 @@ class Refused(Struct, frozen=True):
 class Lines:
     """The request lines of one process. `mode` json, summary (one line for people) or off; `fd` is where they go.
 
-    `request` and `refused` cost an append; the text is made in `flush`, which one thread at a time may call.
+    `request` and `refused` cost an append; the text is made in `flush`, which one thread at a time may call. `counters`
+    is told of dropped lines.
     """
 
-    def __init__(self, mode: Mode = "json", *, epoch: bytes = b"", fd: int = 1) -> None:
+    def __init__(
+        self, mode: Mode = "json", *, epoch: bytes = b"", fd: int = 1, counters: Counters | None = None
+    ) -> None:
         self.dropped = 0
+        self._counters = counters
         self._epoch = epoch.hex()
         self._waiting: deque[UsageEvent | Refused] = deque()
         self._ready: deque[bytes] = deque()  # blocks of whole lines that did not get away yet
@@ -96,7 +101,7 @@ class Lines:
         """Adds the line of a finished call."""
         if not self._off:
             if len(self._waiting) >= bounds.LOG_LINES_MAX:
-                self.dropped += 1
+                self._drop()
             else:
                 self._waiting.append(event)
 
@@ -104,7 +109,7 @@ class Lines:
         """Adds the line of a refused request."""
         if not self._off:
             if len(self._waiting) >= bounds.LOG_LINES_MAX:
-                self.dropped += 1
+                self._drop()
             else:
                 self._waiting.append(refused)
 
@@ -138,6 +143,11 @@ class Lines:
             self._sink.close()
             self._sink = None
             self._off = True
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        if self._counters is not None:
+            self._counters.add(self._counters.series("weir_log_lines_dropped_total"))
 
     def _json(self, item: UsageEvent | Refused) -> bytes:
         if isinstance(item, Refused):

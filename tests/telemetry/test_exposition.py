@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from proxy.telemetry.document import markdown
 from proxy.telemetry.exposition import Page, render
 from proxy.telemetry.families import FAMILIES
 from proxy.telemetry.metrics import Counters
@@ -57,3 +58,5 @@ def test_every_family_tells_what_it_is_and_what_to_do() -> None:
         assert family.help.endswith(".")
         assert family.advice.endswith(".")
         assert family.home == "cells" or family.type == "gauge"
+        assert "|" not in family.help + family.advice
+    assert markdown().count("\n") == len(FAMILIES) + 2

@@ -101,15 +101,17 @@ def test_off_writes_nothing(tmp_path: Path) -> None:
     assert _lines(tmp_path, "off", [EVENT, REFUSED]) == b""
 
 
-def test_a_reader_that_stands_still_costs_no_time_and_loses_only_lines(pipe: tuple[int, int]) -> None:
+def test_a_reader_that_stands_still_costs_no_time_and_loses_only_lines(pipe: tuple[int, int], tmp_path: Path) -> None:
     """A full pipe never blocks `flush`; what waits is bounded and counted, and whole lines come out when it is read."""
     reader, writer = pipe
-    lines = Lines("json", fd=writer)
+    counters = Counters(tmp_path / "metrics", 0)
+    lines = Lines("json", fd=writer, counters=counters)
     for _ in range(bounds.LOG_LINES_MAX + 5000):
         lines.request(EVENT)
     lines.flush()
     lines.flush()
-    assert lines.dropped == 5000
+    assert lines.dropped == counters.total("weir_log_lines_dropped_total") == 5000
+    counters.close()
     out = bytearray()
     os.set_blocking(reader, False)
     while True:
