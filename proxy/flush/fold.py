@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from datetime import date
+from functools import lru_cache
 from hashlib import blake2b
+from operator import itemgetter
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import astuple, fields
 
 from proxy.call import EpochEnd, UsageEvent
 from proxy.record import decode
@@ -45,8 +47,13 @@ SUM_FIELDS = (
     "unpriced",
     "estimated",
 )
-_GROUP = tuple(ROW_FIELDS.index(name) for name in GROUP_FIELDS)
-_SUMMED = tuple(ROW_FIELDS.index(name) for name in SUM_FIELDS[1:7])
+_GROUP = itemgetter(*(ROW_FIELDS.index(name) for name in GROUP_FIELDS))
+_SUMMED = itemgetter(*(ROW_FIELDS.index(name) for name in SUM_FIELDS[1:7]))
+# An event's values by kind: one look at each kind tells that a row is fit, as nearly every row is.
+_KINDS = {info.name: info.type for info in fields(UsageEvent)}
+_NUMBERS = itemgetter(*(i for i, name in enumerate(_KINDS) if _KINDS[name] is int and name not in SUM_FIELDS))
+_SUMS = itemgetter(*(i for i, name in enumerate(_KINDS) if _KINDS[name] is int and name in SUM_FIELDS))
+_TEXTS = itemgetter(*(i for i, name in enumerate(_KINDS) if _KINDS[name] is str))
 _PRICE_VERSION = ROW_FIELDS.index("price_version")
 _SOURCE = ROW_FIELDS.index("source")
 
@@ -101,25 +108,38 @@ def digest_of(payload: bytes) -> int:
     return int.from_bytes(blake2b(payload, digest_size=8).digest(), "little", signed=True)
 
 
+@lru_cache(maxsize=64)
+def _day(days: int) -> str:
+    return date.fromordinal(_ORDINAL_1970 + days).isoformat()
+
+
 def day_of(started_us: int) -> str:
     """The UTC day, YYYY-MM-DD, of a wall-clock time in microseconds. Raises ValueError outside 1970 to 9999."""
     days = started_us // DAY_US
     if not 0 <= days <= _DAYS_MAX:
         raise ValueError(f"started_us is {started_us}, outside the years 1970 to 9999")
-    return date.fromordinal(_ORDINAL_1970 + days).isoformat()
+    return _day(days)
 
 
 def row_of(epoch: bytes, event: UsageEvent, digest: int) -> Row:
     """An event as a row, in the order of ROW_FIELDS. Raises ValueError for a value that no row can hold."""
     values = astuple(event)
-    for name, value in zip(UsageEvent.__struct_fields__, values, strict=True):
+    numbers, sums = _NUMBERS(values), _SUMS(values)
+    if min(numbers) < 0 or min(sums) < 0 or max(numbers) > INTEGER_MAX or max(sums) > SUMMED_MAX:
+        _refuse(event)
+    day = day_of(values[_STARTED])
+    tags = json.dumps(dict(values[_TAGS]), ensure_ascii=False) if values[_TAGS] else "{}"
+    if "\0" in "".join(_TEXTS(values)) or "\\u0000" in tags:
+        values = tuple(_clean(value) if type(value) is str else value for value in values)
+        tags = json.dumps({_clean(name): _clean(value) for name, value in values[_TAGS]}, ensure_ascii=False)
+    return (epoch, event.call, digest, day, *values[1:_TAGS], tags, *values[_TAGS + 1 :])
+
+
+def _refuse(event: UsageEvent) -> None:
+    for name, value in zip(UsageEvent.__struct_fields__, astuple(event), strict=True):
         limit = SUMMED_MAX if name in SUM_FIELDS else INTEGER_MAX
         if type(value) is int and not 0 <= value <= limit:
             raise ValueError(f"{name} is {value}, outside 0 to {limit}")
-    day = day_of(values[_STARTED])
-    tags = json.dumps({_clean(name): _clean(value) for name, value in values[_TAGS]}, ensure_ascii=False)
-    cleaned = tuple(_clean(value) if type(value) is str else value for value in values[1:])
-    return (epoch, event.call, digest, day, *cleaned[: _TAGS - 1], tags, *cleaned[_TAGS:])
 
 
 def _clean(text: str) -> str:
@@ -184,11 +204,12 @@ def roll_up(rows: Iterable[Row]) -> dict[Row, list[int]]:
     """Group (in the order of GROUP_FIELDS) → sums (in the order of SUM_FIELDS), sorted by group."""
     sums: dict[Row, list[int]] = {}
     for row in rows:
-        total = sums.setdefault(tuple(row[index] for index in _GROUP), [0] * len(SUM_FIELDS))
+        group = _GROUP(row)
+        total = sums.get(group)
+        if total is None:
+            total = sums[group] = [0] * len(SUM_FIELDS)
         total[0] += 1
-        for position, index in enumerate(_SUMMED, 1):
-            value = row[index]
-            assert isinstance(value, int)
+        for position, value in enumerate(_SUMMED(row), 1):
             total[position] += value
         total[7] += row[_PRICE_VERSION] == ""
         total[8] += row[_SOURCE] == "estimated"
