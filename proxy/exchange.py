@@ -31,6 +31,9 @@ class Exchange(Protocol):
     async def body(self, bytes_max: int, seconds_max: float) -> bytes:
         """Waits for the whole body. Raises Refusal body_too_large or body_timeout."""
 
+    def forget_body(self) -> None:
+        """The body has gone upstream: a stream that lasts an hour must not keep its prompt in memory."""
+
     def say_continue(self) -> None:
         """Answers `Expect: 100-continue`: the client may send its body now."""
 

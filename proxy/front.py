@@ -115,6 +115,9 @@ class AiohttpExchange:
         body = self._body = b"".join(parts)
         return body
 
+    def forget_body(self) -> None:
+        self._body = b""
+
     def say_continue(self) -> None:
         self._transport.write(_CONTINUE)
 
@@ -139,17 +142,38 @@ class AiohttpExchange:
         self._transport.abort()
 
 
-class _Handler(web.RequestHandler):
-    """aiohttp's side of a connection, but for what it cannot parse: that is refused as everything else is.
+class Door(web.RequestHandler):
+    """One connection: aiohttp's handler of it, which also knows when the connection last made progress.
 
-    Its own answer would be plain text that quotes the offending line, and so perhaps a key.
+    aiohttp closes an idle connection by its own timer, but would wait for ever for the rest of a head. And its own
+    answer to what it cannot parse would be plain text that quotes the offending line, and so perhaps a key.
     """
 
-    __slots__ = ("_front",)
+    __slots__ = ("busy", "front", "since", "waiting")
 
     def __init__(self, front: Front, **options: Any) -> None:
         super().__init__(front.server, loop=front.loop, **options)
-        self._front = front
+        self.front = front
+        self.busy = False  # a request is being answered
+        self.waiting = True  # bytes of a head are owed
+        self.since = 0  # front ticks: when that began
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.since = self.front.tick
+        self.front.doors.add(self)
+        super().connection_made(transport)
+        if len(self.front.doors) > bounds.CONNECTIONS_MAX:
+            cast(asyncio.Transport, transport).abort()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy and not self.waiting:
+            self.waiting = True
+            self.since = self.front.tick
+        _feed(self, data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.front.doors.discard(self)
+        super().connection_lost(exc)
 
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -157,53 +181,11 @@ class _Handler(web.RequestHandler):
         """The answer to a request without a handler's: malformed ones. The connection ends with it."""
         transport = request.transport
         if transport is not None and not transport.is_closing():
-            transport.write(self._front.malformed(exc) if status == 400 else _INTERNAL_ERROR)
+            transport.write(self.front.malformed(exc) if status == 400 else _INTERNAL_ERROR)
         return _WrittenLast()
 
 
-class Door(asyncio.Protocol):
-    """Stands between a connection and aiohttp's handler of it, and knows when each last made progress.
-
-    aiohttp closes an idle connection by its own timer, but would wait for ever for the rest of a head.
-    """
-
-    __slots__ = ("_feed", "_front", "busy", "inner", "since", "transport", "waiting")
-
-    def __init__(self, front: Front) -> None:
-        self._front = front
-        self.inner = front.handler()
-        self._feed = self.inner.data_received
-        self.transport: asyncio.Transport | None = None
-        self.busy = False  # a request is being answered
-        self.waiting = True  # bytes of a head are owed
-        self.since = 0  # front ticks: when that began
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        if len(self._front.doors) >= bounds.CONNECTIONS_MAX:
-            self.transport.abort()
-        self.since = self._front.tick
-        self._front.doors[self.inner] = self
-        self.inner.connection_made(transport)
-
-    def data_received(self, data: bytes) -> None:
-        if not self.busy and not self.waiting:
-            self.waiting = True
-            self.since = self._front.tick
-        self._feed(data)
-
-    def eof_received(self) -> None:
-        self.inner.eof_received()
-
-    def pause_writing(self) -> None:
-        self.inner.pause_writing()
-
-    def resume_writing(self) -> None:
-        self.inner.resume_writing()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._front.doors.pop(self.inner, None)
-        self.inner.connection_lost(exc)
+_feed = web.RequestHandler.data_received  # found once: `super()` would be looked up for each read
 
 
 class Front:
@@ -214,7 +196,7 @@ class Front:
     ) -> None:
         self.loop = loop
         self._house = house
-        self.doors: dict[Any, Door] = {}
+        self.doors: set[Door] = set()
         self.tick = 0  # seconds since the front opened: its clock for connections
         self.draining = False
         self.requests = 0  # being answered now
@@ -241,11 +223,7 @@ class Front:
 
     def __call__(self) -> Door:
         """A protocol for one more connection."""
-        return Door(self)
-
-    def handler(self) -> web.RequestHandler:
-        """aiohttp's side of one more connection."""
-        return _Handler(self, **self._options)
+        return Door(self, **self._options)
 
     def malformed(self, exc: BaseException | None) -> bytes:
         """The refusal of a request that cannot be parsed: counted and logged like any other, quoting nothing of it."""
@@ -265,10 +243,9 @@ class Front:
         transport = request.transport
         if transport is None:
             return self._last
-        door = self.doors.get(request.protocol)
-        if door is not None:
-            door.busy = True
-            door.waiting = False
+        door = cast(Door, request.protocol)
+        door.busy = True
+        door.waiting = False
         exchange = AiohttpExchange(request, transport, self)
         self.requests += 1
         try:
@@ -284,15 +261,14 @@ class Front:
                 exchange.answer(_INTERNAL_ERROR, close=True)
         finally:
             self.requests -= 1
-            if door is not None:
-                door.busy = False
+            door.busy = False
         return self._last if exchange.close else self._keep
 
     def _tick(self) -> None:
         self._ticker = self.loop.call_later(1.0, self._tick)
         self.tick += 1
         late = self.tick - bounds.HEADERS_SECONDS_MAX
-        for door in list(self.doors.values()):
+        for door in list(self.doors):
             if door.waiting and not door.busy and door.since < late and door.transport is not None:
                 door.transport.abort()
 

@@ -73,7 +73,6 @@ def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: b
 
 async def stream(call: Call, route: Route, house: House) -> None:
     """Sends the request, waits for the relay's end, and fills `call.outcome`. Raises Refusal before the first byte."""
-    request = request_bytes(call, route)
     done = house.loop.create_future()
     relay = call.relay = relay_for(call, route, done, strict=house.strict)
     connection = route.pool.take() or await route.pool.connect()
@@ -81,11 +80,13 @@ async def stream(call: Call, route: Route, house: House) -> None:
     call.sent_ns = now_ns()
     try:
         try:
-            connection.start(relay, request)
+            connection.start(relay, request_bytes(call, route))
         except ConnectionError:
             # It closed between the pool and here, and nothing was written: a fresh one costs the client nothing.
             connection = await route.pool.connect()
-            connection.start(relay, request)
+            connection.start(relay, request_bytes(call, route))
+        call.body = b""
+        call.exchange.forget_body()
         house.sweeper.add(relay)
         await done
     except ConnectionError:
