@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from proxy.failpoint import VARIABLE
 from tests.servers import PostgresServer, RedisServer
 from tests.world.gateway import ROOT, Gateway, alive
 from tests.world.ledger import Seen, check
@@ -61,7 +62,7 @@ class Report(NamedTuple):
 
 
 class Chaos:
-    """One run. `cards` says which blows fall, and how often in each deck."""
+    """One run. `cards` says which blows fall, and how often in each deck; `failpoints` arms the flushers."""
 
     def __init__(
         self,
@@ -76,9 +77,10 @@ class Chaos:
         pause: tuple[float, float] = (0.1, 0.7),
         cards: Mapping[str, int] | None = None,
         root: Path = ROOT,
-        env: Mapping[str, str] | None = None,
+        failpoints: str = "",
         segment_bytes: int = 256 * 1024,
         quiet_seconds: float = QUIET_SECONDS_MAX,
+        seconds_max: float = 1e9,
     ) -> None:
         self.directory = directory
         self.variant = variant
@@ -94,7 +96,8 @@ class Chaos:
         self.root = root
         self.segment_bytes = segment_bytes
         self.quiet_seconds = quiet_seconds
-        self.env = dict(env or {})
+        self.seconds_max = seconds_max
+        self.failpoints = failpoints
         self.redis: RedisServer | None = None
         self.postgres: PostgresServer | None = None
         self.weir: Gateway
@@ -129,7 +132,8 @@ class Chaos:
                 settings={"journal": {"segment_bytes": self.segment_bytes}},
             )
             with self.weir:
-                self.weir.env |= self.env
+                if self.failpoints:
+                    self.arm(self.failpoints, "flush")
                 clients = [self._client(number) for number in range(self.clients)]
                 try:
                     self._fight(clients)
@@ -157,8 +161,9 @@ class Chaos:
         return Report(self.seed, self._over(), asked, len(rows), seconds, self.blows, endings, self.findings)
 
     def _fight(self, clients: list[subprocess.Popen[bytes]]) -> None:
-        """Blows until so many requests are over and each kind of blow has fallen."""
-        while all(client.poll() is None for client in clients):
+        """Blows until so many requests are over and each kind of blow has fallen, or the time is up."""
+        until = time.monotonic() + self.seconds_max
+        while all(client.poll() is None for client in clients) and time.monotonic() < until:
             self._step()
             if self._over() >= self.requests and set(self.cards) <= set(self.blows):
                 break
@@ -262,6 +267,17 @@ class Chaos:
         if how == "freeze":
             self.later.append((time.monotonic() + seconds, lambda: self._thaw(pid)))
 
+    def arm(self, failpoints: str, *verbs: str) -> None:
+        """Kills supervisor and flushers, or only parts of these verbs, and starts them with these failpoints."""
+        if failpoints:
+            self.weir.env[VARIABLE] = failpoints
+        for name, process in list(self.weir.parts.items()):
+            verb, _, number = name.partition("-")
+            if not verbs or verb in verbs:
+                process.kill()
+                process.wait()
+                self.weir.start_part(verb, int(number or 0))
+
     @staticmethod
     def _thaw(pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -300,9 +316,7 @@ class Chaos:
         """No more blows: everything runs again, and without failpoints."""
         if self.weir.env:
             self.weir.env.clear()
-            for process in self.weir.parts.values():
-                process.kill()
-                process.wait()
+            self.arm("")
         for _, work in self.later:
             work()
         self.later.clear()

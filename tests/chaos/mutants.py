@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,10 @@ class Change(NamedTuple):
 ACKNOWLEDGE_BEFORE_COMMIT = (
     Change(
         "proxy/flush/loop.py",
-        '        failpoint.reach("flush.before_persist")\n',
+        "        entries = self._held[: self._at_once]\n",
+        "        entries = self._held[: self._at_once]\n"
         "        self.source.done(entries)\n"
-        "        await self.source.acknowledge()\n"
-        '        failpoint.reach("flush.before_persist")\n',
+        "        await self.source.acknowledge()\n",
     ),
 )
 NO_PRIMARY_KEY = (
@@ -81,6 +82,8 @@ def make(directory: Path, changes: tuple[Change, ...]) -> Path:
         text = (root / path).read_text()
         assert text.count(old) == 1, f"{path}: the text to be changed stands there {text.count(old)} times:\n{old}"
         (root / path).write_text(text.replace(old, new))
+        if path.endswith(".py"):
+            py_compile.compile(str(root / path), doraise=True)  # a mutant that cannot run would prove nothing
     if any(change.path.endswith(".h") for change in changes):
         for name in ("setup.py", "pyproject.toml"):
             shutil.copy(ROOT / name, root / name)

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from proxy.failpoint import VARIABLE
 from tests.chaos.driver import Chaos
 from tests.world.gateway import ROOT, alive
 
@@ -43,13 +42,7 @@ class Tour(Chaos):
     def _fires(self, point: str) -> bool:
         """Whether some part dies by itself once the point is armed."""
         before = set(self.weir.processes())
-        self.weir.env[VARIABLE] = f"{point}=kill"
-        for process in self.weir.parts.values():
-            process.kill()
-            process.wait()
-        for name in list(self.weir.parts):
-            verb, _, number = name.partition("-")
-            self.weir.start_part(verb, int(number or 0))
+        self.arm(f"{point}=kill")
         ours: set[int] = set()  # killed by us, or older than the arming
         seen: set[int] = set()
         deadline = time.monotonic() + FIRE_SECONDS_MAX
