@@ -53,7 +53,6 @@ class House:
         self._request_prefix = f"req_{secrets.token_hex(8)}"
         self._requests = 0
         self._counted: dict[str, int] = {}  # connections made, as far as the counters know
-        self._dropped = 0
         self.policy = policy
         self.adopt(policy)
 
@@ -135,12 +134,10 @@ class House:
         )
 
     def count_connections(self) -> None:
-        """With each heartbeat: the connections of each upstream, and what the log had to drop."""
+        """With each heartbeat: how many connections each upstream has."""
         for name, (_, pool) in self._pools.items():
             self.metrics.connections(name, pool.active + pool.idle, pool.made - self._counted.get(name, 0))
             self._counted[name] = pool.made
-        self.metrics.dropped(self.lines.dropped - self._dropped)
-        self._dropped = self.lines.dropped
 
     def close(self) -> None:
         """Closes what holds sockets and timers. The epoch is the worker's to finish."""

@@ -59,9 +59,9 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     policy = read_policy(settings.data_dir)
     store = Store.open(settings.database, readonly=True)
     await store.check_schema()
-    lines = Lines(settings.log_requests, epoch=epoch.epoch)
-    epoch.on_sync(lines.flush)
     counters = Counters(settings.data_dir / "metrics", epoch.column)
+    lines = Lines(settings.log_requests, epoch=epoch.epoch, counters=counters)
+    epoch.on_sync(lines.flush)
     keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.key_by_digest)
     house = House(
         loop,
@@ -86,8 +86,10 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     try:
         await worker.run()
     finally:
+        # While the column is still ours: the next life in it may begin the moment the epoch is finished.
+        board.Board(epoch.arena).clear(epoch.column)
         epoch.finish()
-        lines.flush()
+        lines.close()
         counters.close()
         await store.close()
         log.info("worker of place %d served for %.1f s", place, (now_ns() - started_ns) / 1e9)

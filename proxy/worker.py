@@ -79,6 +79,8 @@ class Worker:
         # What is queued on this place's socket is taken by the replacement that shares it, or by us until we close.
         await asyncio.sleep(bounds.HANDOVER_SECONDS)
         server.close()
+        # What the loop accepted in that very instant still becomes a connection of ours.
+        await asyncio.sleep(bounds.HANDOVER_SECONDS)
         self._front.drain()
         deadline_ns = now_ns() + int(self._settings.drain_seconds * 1e9)
         while self._front.doors and now_ns() < deadline_ns and not self._hurry.is_set():
@@ -116,11 +118,11 @@ class Worker:
 
     def announce(self, generation: int) -> None:
         """The first entry on the board: who this is, before it serves."""
-        self._say(board.PID, os.getpid())
-        self._say(board.PLACE, self._place)
+        epoch = self._house.epoch
+        board.Board(epoch.arena).start(
+            epoch.column, pid=os.getpid(), place=self._place, epoch=epoch.epoch, now_ns=now_ns()
+        )
         self._say(board.COLUMN_POLICY_GENERATION, generation)
-        self._say(board.HEARTBEAT_NS, now_ns())
-        self._say(board.STATE, board.STARTING)
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:

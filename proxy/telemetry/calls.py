@@ -76,11 +76,6 @@ class CallMetrics:
         if made:
             self._counters.add(self._counters.series("weir_upstream_connects_total", upstream), made)
 
-    def dropped(self, lines: int) -> None:
-        """Counts request log lines that were dropped since the last time."""
-        if lines:
-            self._counters.add(self._counters.series("weir_log_lines_dropped_total"), lines)
-
     def refuse(self, reason: str) -> None:
         """Counts a refusal by its code in `errors.KINDS`."""
         self._counters.add(self._counters.series("weir_refusals_total", reason))
