@@ -46,20 +46,27 @@ def attack(
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
-    ("changes", "variant", "cards", "point", "says"),
+    ("changes", "variant", "cards", "requests", "point", "says"),
     [
-        (mutants.ACKNOWLEDGE_BEFORE_COMMIT, "redis", {}, "flush.before_persist=kill@2", "sent again"),
-        (mutants.NO_PRIMARY_KEY, "redis", {}, "flush.after_commit=kill@2", "double"),
-        (mutants.PRUNE_AT_SHIP, "forgetful", REDIS_FORGETS, "flush.before_persist=stop", "lost"),
-        (mutants.FREE_BEFORE_APPEND, "sqlite", KILL_WORKERS, "", "lost"),
+        (mutants.ACKNOWLEDGE_BEFORE_COMMIT, "redis", {}, 300, "flush.before_persist=kill@2", "sent again"),
+        (mutants.NO_PRIMARY_KEY, "redis", {}, 300, "flush.after_commit=kill@2", "double"),
+        # Long enough for a life to end, to be shipped and pruned, and then for Redis to die before a flusher could read.
+        (mutants.PRUNE_AT_SHIP, "forgetful", REDIS_FORGETS, 100_000, "flush.before_persist=stop", "lost"),
+        (mutants.FREE_BEFORE_APPEND, "sqlite", KILL_WORKERS, 300, "", "lost"),
     ],
     ids=["acknowledge_before_commit", "no_primary_key", "prune_at_ship", "free_before_append"],
 )
 def test_each_mutant_is_caught(
-    changes: tuple[Change, ...], variant: Variant, cards: dict[str, int], point: str, says: str, tmp_path: Path
+    changes: tuple[Change, ...],
+    variant: Variant,
+    cards: dict[str, int],
+    requests: int,
+    point: str,
+    says: str,
+    tmp_path: Path,
 ) -> None:
     """Aim: a product with one promise broken does not pass, and it is that promise which is named."""
-    report = attack(tmp_path, changes, variant, cards=cards, point=point)
+    report = attack(tmp_path, changes, variant, cards=cards, point=point, requests=requests)
     assert any(finding.startswith(says) for finding in report.findings), report
 
 
