@@ -50,7 +50,7 @@ def attack(
     [
         (mutants.ACKNOWLEDGE_BEFORE_COMMIT, "redis", {}, 300, "flush.before_persist=kill@2", "sent again"),
         (mutants.NO_PRIMARY_KEY, "redis", {}, 300, "flush.after_commit=kill@2", "double"),
-        # Long enough for a life to end, to be shipped and pruned, and then for Redis to die before a flusher could read.
+        # Long enough for a life to end, to be shipped and pruned, and for Redis to die before a flusher could read it.
         (mutants.PRUNE_AT_SHIP, "forgetful", REDIS_FORGETS, 100_000, "flush.before_persist=stop", "lost"),
         (mutants.FREE_BEFORE_APPEND, "sqlite", KILL_WORKERS, 300, "", "lost"),
     ],
