@@ -149,13 +149,15 @@ class Door(web.RequestHandler):
     answer to what it cannot parse would be plain text that quotes the offending line, and so perhaps a key.
     """
 
-    __slots__ = ("busy", "front", "since", "waiting")
+    __slots__ = ("begun", "busy", "front", "idle_ns", "since", "waiting")
 
     def __init__(self, front: Front, **options: Any) -> None:
         super().__init__(front.server, loop=front.loop, **options)
         self.front = front
         self.busy = False  # a request is being answered
+        self.begun = False  # some bytes of the next head have come
         self.waiting = True  # bytes of a head are owed
+        self.idle_ns = 0  # when its last answer ended; only kept while draining
         self.since = 0  # front ticks: when that began
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -166,9 +168,11 @@ class Door(web.RequestHandler):
             cast(asyncio.Transport, transport).abort()
 
     def data_received(self, data: bytes) -> None:
-        if not self.busy and not self.waiting:
-            self.waiting = True
-            self.since = self.front.tick
+        if not self.busy and not self.begun:
+            self.begun = True
+            if not self.waiting:
+                self.waiting = True
+                self.since = self.front.tick
         _feed(self, data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -217,6 +221,8 @@ class Front:
             "logger": quiet,
         }
         self._ticker = loop.call_later(1.0, self._tick)
+        self._ender: asyncio.TimerHandle | None = None
+        self._drained_ns = 0
 
     def __repr__(self) -> str:
         return f"[Front: {len(self.doors)} connections, {self.requests} requests]"
@@ -245,7 +251,7 @@ class Front:
             return self._last
         door = cast(Door, request.protocol)
         door.busy = True
-        door.waiting = False
+        door.begun = door.waiting = False
         exchange = AiohttpExchange(request, transport, self)
         self.requests += 1
         try:
@@ -262,6 +268,8 @@ class Front:
         finally:
             self.requests -= 1
             door.busy = False
+            if self.draining:
+                door.idle_ns = now_ns()
         return self._last if exchange.close else self._keep
 
     def _tick(self) -> None:
@@ -278,11 +286,23 @@ class Front:
         Closing an idle connection at once would race with the request that its client is just sending.
         """
         self.draining = True
-        self.loop.call_later(bounds.DRAIN_IDLE_SECONDS, self.server.pre_shutdown)
+        self._drained_ns = now_ns()
+        self._end_idle()
+
+    def _end_idle(self) -> None:
+        """Closes what has been idle for the grace. An answer that began before the drain could not announce its end."""
+        self._ender = self.loop.call_later(bounds.DRAIN_IDLE_SECONDS / 4, self._end_idle)
+        before_ns = now_ns() - int(bounds.DRAIN_IDLE_SECONDS * 1e9)
+        for door in list(self.doors):
+            idle_ns = max(door.idle_ns, self._drained_ns)
+            if not door.busy and not door.begun and idle_ns < before_ns and door.transport is not None:
+                door.transport.close()
 
     async def close(self) -> None:
         """Ends whatever is left."""
         self._ticker.cancel()
+        if self._ender is not None:
+            self._ender.cancel()
         await self.server.shutdown(0.5)
         for task in list(self._kept):
             task.cancel()

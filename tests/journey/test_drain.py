@@ -31,7 +31,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         settings = {
             "upstreams": {"brief": {"url": upstream.url, "timeouts": timeouts}},
             "models": {"brief": {"upstream": "brief", "unpriced": True}},
-            "drain_seconds": 8,
+            "drain_seconds": 60,  # far above any wait below: what ends, ends because it is done
             "log": {"requests": "off"},
         }
         with Gateway(directory, upstream.url, workers=2, settings=settings) as weir:
@@ -198,6 +198,27 @@ def test_draining_answers_end_their_connection(weir: Gateway) -> None:
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await client.reader.read() == b""
             assert (await streaming.rest(headers))[1]
+
+    asyncio.run(story())
+    assert weir.parts["proxy"].wait(20) == 0
+
+
+def test_idle_connections_do_not_hold_the_drain(weir: Gateway) -> None:
+    """Connections that never spoke, that had an answer, or whose stream ended meanwhile are closed after a grace."""
+
+    async def story() -> None:
+        async with AsyncExitStack() as stack:
+            kept = [await stack.enter_async_context(Client(weir)) for _ in range(12)]
+            for client in kept[:4]:
+                assert (await client.call(chat({"tokens": 1}))).status == 200
+            for client in kept[4:8]:
+                await client.send(chat({"tokens": 4, "delay_ms": 100}, stream=True))
+            heads = [await client.head() for client in kept[4:8]]
+            weir.parts["proxy"].send_signal(signal.SIGTERM)
+            assert all(whole for _, whole in await ends(kept[4:8], heads))
+            for client in kept:
+                async with asyncio.timeout(20):
+                    assert await client.reader.read() == b""
 
     asyncio.run(story())
     assert weir.parts["proxy"].wait(20) == 0
