@@ -202,7 +202,16 @@ def envoy(upstream: int, core: int) -> Iterator[Contender]:
     with tempfile.TemporaryDirectory(prefix="weir-envoy-") as directory:
         config = Path(directory) / "envoy.json"
         config.write_text(json.dumps(envoy_config(port, upstream)))
-        command = [binary, "-c", str(config), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+        command = [
+            str(binary),
+            "-c",
+            str(config),
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ]
         process = subprocess.Popen(command)
         try:
             _wait_open(process, port)
@@ -216,7 +225,7 @@ def _wait_open(process: subprocess.Popen[bytes], port: int) -> None:
     """Waits until a port is listened on, by the kernel's table: a connection would be served and counted."""
 
     def listening() -> bool:
-        assert process.poll() is None, f"{process.args} ended with {process.returncode}"
+        assert process.poll() is None, f"the proxy for port {port} ended with {process.returncode}"
         wanted = f"0100007F:{port:04X}"
         return any(line.split()[1] == wanted and line.split()[3] == "0A" for line in _tcp_table())
 

@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks import measure, rivals, steps
 from benchmarks.measure import Cores, Spread, spread
 from benchmarks.rivals import Contender
+from proxy import __version__
 from tests.world.gateway import ROOT, Gateway
 
 RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
@@ -67,14 +68,14 @@ def weir(upstream: int, cores: Cores) -> Iterator[Contender]:
 
 
 def version_of_weir() -> str:
-    """The commit under test, marked when the tree differs from it."""
+    """The version under test with its commit, marked when the tree differs from it."""
     try:
-        commit = subprocess.run(
+        said = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
         )
-        return commit.stdout.strip()
+        return f"{__version__} ({said.stdout.strip()})"
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return __version__
 
 
 Measure = Callable[[Contender], dict[str, float]]
