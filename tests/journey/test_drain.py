@@ -116,7 +116,7 @@ def restarted(weir: Gateway, times: int) -> None:
 
 def test_rolling_restarts(weir: Gateway) -> None:
     """Restarts under a load of streams and kept connections: no request fails and no stream is cut."""
-    restarted(weir, 3)
+    restarted(weir, 2)
 
 
 @pytest.mark.soak
@@ -152,55 +152,42 @@ def refuses(weir: Gateway) -> bool:
 
 @pytest.mark.parametrize("count", [200, pytest.param(500, marks=pytest.mark.soak)])
 def test_sigterm_lets_streams_finish(weir: Gateway, house: House, count: int) -> None:
-    """SIGTERM with hundreds of streams: nobody new gets in, each of them ends whole, exit code 0, and all have rows."""
+    """SIGTERM with hundreds of streams: nobody new gets in, each of them ends whole, exit code 0, and all have rows.
+
+    What is answered meanwhile on kept connections says that it is the last answer there, and is. A stream that never
+    ends is cut at its total time, as it would be without a drain.
+    """
     name = f"term-{count}"
 
     async def story() -> None:
         async with AsyncExitStack() as stack:
-            kept = await stack.enter_async_context(Client(weir))
-            assert (await kept.call(chat({"tokens": 1}))).headers.get("connection") != "close"
+            kept = [await stack.enter_async_context(Client(weir)) for _ in range(10)]
+            for client in kept:
+                assert "connection" not in (await client.call(None, "/v1/models")).headers
+            endless = await stack.enter_async_context(Client(weir))
+            await endless.send(chat({"endless": True, "delay_ms": 20}, "brief", stream=True), x_request_id=f"{name}-x")
+            _, endless_head = await endless.head()
             clients = await opened(weir, stack, count, {"tokens": 20, "delay_ms": 100}, name)
             heads = [await client.head() for client in clients]
             assert {status for status, _ in heads} == {200}
             proxy = weir.parts["proxy"]
             proxy.send_signal(signal.SIGTERM)
-            # The kept connection is idle at this moment: a request that is on its way is still answered.
-            last = await kept.call(chat({"tokens": 1}), x_request_id=f"{name}-kept")
-            assert last.status == 200
             await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir), 3)
+            for number, client in enumerate(kept):
+                answer = await client.call(chat({"tokens": 1}), x_request_id=f"{name}-kept-{number}")
+                assert (answer.status, answer.headers["connection"]) == (200, "close")
+                assert await client.reader.read() == b""
             assert proxy.poll() is None
-            rest = await asyncio.gather(
-                *(client.rest(headers) for client, (_, headers) in zip(clients, heads, strict=True))
-            )
+            rest = await ends(clients, heads)
             assert sum(whole for _, whole in rest) == count
             assert {payload.count(b"\n\n") for payload, _ in rest} == {21}
+            payload, whole = await endless.rest(endless_head)
+            assert (whole, payload.count(b"\n\n") > 10) == (False, True)
             assert await asyncio.to_thread(proxy.wait, 20) == 0
 
     asyncio.run(story())
-    rows = [row for row in weir.rows() if row["request_id"].startswith(name + "-")]
-    assert Counter(row["termination"] for row in rows) == {"complete": count + 1}
-
-
-def test_draining_answers_end_their_connection(weir: Gateway) -> None:
-    """From SIGTERM on every answer on a kept connection says that it is the last one, and is."""
-
-    async def story() -> None:
-        async with AsyncExitStack() as stack:
-            (streaming,) = await opened(weir, stack, 1, {"tokens": 20, "delay_ms": 100}, "last")
-            kept = [await stack.enter_async_context(Client(weir)) for _ in range(10)]
-            for client in kept:
-                await client.call(None, "/v1/models")
-            _, headers = await streaming.head()
-            weir.parts["proxy"].send_signal(signal.SIGTERM)
-            await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir), 3)
-            for client in kept:
-                answer = await client.call(chat({"tokens": 1}))
-                assert (answer.status, answer.headers["connection"]) == (200, "close")
-                assert await client.reader.read() == b""
-            assert (await streaming.rest(headers))[1]
-
-    asyncio.run(story())
-    assert weir.parts["proxy"].wait(20) == 0
+    rows = rows_of(weir, name)
+    assert Counter(row["termination"] for row in rows) == {"complete": count + 10, "timeout": 1}
 
 
 def test_idle_connections_do_not_hold_the_drain(weir: Gateway) -> None:
@@ -246,24 +233,6 @@ def test_a_second_sigterm_hurries(weir: Gateway, house: House) -> None:
     rows = [row for row in weir.rows() if row["request_id"].startswith("hurry-")]
     assert len(rows) == 20
     assert "complete" not in {row["termination"] for row in rows}
-
-
-def test_an_endless_stream_is_cut_through_a_drain(weir: Gateway) -> None:
-    """A stream that never ends is cut at its total time, while draining too: without a clean end, as a timeout."""
-
-    async def story() -> None:
-        async with Client(weir) as client:
-            await client.send(chat({"endless": True, "delay_ms": 20}, "brief", stream=True), x_request_id="endless")
-            _, headers = await client.head()
-            weir.parts["proxy"].send_signal(signal.SIGTERM)
-            payload, whole = await client.rest(headers)
-            assert (whole, payload.count(b"\n\n") > 10) == (False, True)
-
-    asyncio.run(story())
-    assert weir.parts["proxy"].wait(20) == 0
-    (row,) = [row for row in weir.rows() if row["request_id"] == "endless"]
-    assert (row["termination"], row["source"]) == ("timeout", "estimated")
-    assert row["total_us"] > 2_500_000
 
 
 @pytest.mark.parametrize("victim", ["worker", "all"])
