@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from proxy import bounds
 from proxy._scan import BadBody, BadHead, peek, read_head
 from proxy.call import Call
@@ -10,9 +12,10 @@ from proxy.errors import Refusal
 from proxy.exchange import Exchange
 
 _CONTINUE = b"100-continue"
+_JSON = (b"application/json", None)  # as it is nearly always written
 
 
-def accept(exchange: Exchange, request_id: str) -> Call:
+def accept(exchange: Exchange, new_request_id: Callable[[], str]) -> Call:
     """Endpoint and head of the request. Paths must match to the byte: no decoding, no normalising, no query."""
     path = exchange.raw_path
     endpoint = dialect.ENDPOINTS.get(path)
@@ -32,7 +35,7 @@ def accept(exchange: Exchange, request_id: str) -> Call:
     if expect is not None and expect.lower() != _CONTINUE:
         raise Refusal("expectation_failed", _printable(expect.decode("latin-1")))
     kept = head.request_id
-    return Call(exchange, endpoint, head, request_id if kept is None else kept.decode("ascii"))
+    return Call(exchange, endpoint, head, new_request_id() if kept is None else kept.decode("ascii"))
 
 
 async def read_body(call: Call) -> None:
@@ -44,7 +47,7 @@ async def read_body(call: Call) -> None:
             exchange.say_continue()
         body = await exchange.body(bounds.BODY_BYTES_MAX, bounds.BODY_SECONDS_MAX)
     content_type = call.head.content_type
-    if content_type is not None and content_type.partition(b";")[0].strip().lower() != b"application/json":
+    if content_type not in _JSON and content_type.partition(b";")[0].strip().lower() != b"application/json":
         raise Refusal("unsupported_media_type", _printable(content_type.decode("latin-1")))
     try:
         call.facts = peek(body)

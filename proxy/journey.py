@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 async def serve(exchange: Exchange, house: House) -> None:
     """One request, from its first byte to its row. Returns when the answer's last byte is written."""
     policy = house.policy  # one snapshot per request: a reload changes the next one
-    request_id = house.next_request_id()
+    request_id = ""
     call = None
     try:
-        call = accept(exchange, request_id)  # 1
+        call = accept(exchange, house.next_request_id)  # 1
         request_id = call.request_id
         if not call.endpoint.suffix:
             await answer.own(call, house)
@@ -49,5 +49,6 @@ async def serve(exchange: Exchange, house: House) -> None:
             meter(call, house)  # 7: never awaits, so nothing can interrupt it
         await answer.end(call, house)
     except Refusal as refusal:
+        request_id = request_id or house.next_request_id()
         house.note_refusal(refusal, call, request_id, exchange.arrived_ns)
         refuse(exchange, refusal, request_id)

@@ -6,12 +6,12 @@ import msgspec
 
 from proxy.bounds import MODEL_BYTES_MAX, REQUEST_ID_BYTES_MAX
 from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, UsageEvent
+from proxy.tokens import text_tokens
 
 EVENT = b"E"  # a usage event
 END = b"Z"  # an EpochEnd
 WRECK = b"W"  # a call whose slot could not be read as `Opened`: kept as it was found, for the quarantine
 
-_TEXT_BYTES_PER_TOKEN = 4  # the usual rule of thumb for English text; the row says `estimated`
 _PRICE_UNIT = 10**6  # prices are nano-dollars per million tokens
 _STATUS_ERROR = 400
 _INTEGER_MAX = 2**63 - 1  # the databases' largest; an upstream may claim more
@@ -65,7 +65,7 @@ def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue
         prompt = cached = completion = 0
     else:
         prompt, cached = opened.prompt_tokens, 0
-        completion = -(-seen.text_bytes // _TEXT_BYTES_PER_TOKEN)
+        completion = text_tokens(seen.text_bytes)
     # By position, in the order of UsageEvent: naming its fields would double the time of this function.
     # By position, in the order of the struct: names would double the cost of this call.
     return UsageEvent(

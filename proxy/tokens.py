@@ -19,7 +19,7 @@ TOKENS_PER_IMAGE = 765  # one image of 1024 x 1024 in high detail by gpt-4o's ti
 def prompt_tokens(facts: Peek) -> int:
     """The prompt's estimated tokens. An image is a constant, whatever its bytes."""
     return (
-        text_tokens(facts.text_bytes)
+        -(-facts.text_bytes // BYTES_PER_TOKEN)
         + facts.token_ids
         + facts.messages * TOKENS_PER_MESSAGE
         + facts.images * TOKENS_PER_IMAGE
