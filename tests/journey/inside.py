@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from proxy import settings
 from proxy.clock import boot_id
@@ -45,12 +45,16 @@ class Inside(NamedTuple):
 
 @asynccontextmanager
 async def inside(
-    directory: Path, *, strict: bool = False, fdatasync: Callable[[int], None] = os.fdatasync
+    directory: Path,
+    *,
+    strict: bool = False,
+    fdatasync: Callable[[int], None] = os.fdatasync,
+    tenant: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Inside]:
     """Serves until the block ends; then nothing may be open."""
     loop = asyncio.get_running_loop()
     async with Upstream() as upstream:
-        written = Gateway(directory, upstream.url)  # for its configuration; nothing of it is started
+        written = Gateway(directory, upstream.url, tenant=tenant)  # for its configuration; nothing of it is started
         process = settings.load(written.config)
         process.data_dir.mkdir(exist_ok=True)
         secret, row = new_row(process, "acme", "inside")
