@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.journey.conftest import House, chat, parse, read_all
+from tests.world.gateway import wait_for
 
 PATHS = [
     "/v1/chat/completions/",
@@ -164,27 +165,33 @@ def test_a_client_gone_before_its_body_leaves_no_row(house: House) -> None:
     assert not house.asked("half-body")
 
 
-def test_pipelined_requests_are_answered_in_order(house: House) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.soak)])
+def test_pipelined_requests_are_answered_in_order(house: House, count: int) -> None:
     """Requests sent ahead are served one after the other, each metered once."""
     one: list[bytes] = []
-    for number in range(20):
+    for number in range(count):
         body = json.dumps(chat({"tokens": 1, "prompt_tokens": number})).encode()
         one.append(
             b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\n%b"
             b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: pipe-%d\r\n\r\n%b"
             % (
                 house.weir.key.encode(),
-                b"connection: close\r\n" if number == 19 else b"",
+                b"connection: close\r\n" if number == count - 1 else b"",
                 len(body),
-                number,
+                count + number,
                 body,
             )
         )
     answer = house.raw(b"".join(one))
-    order = [answer.index(b"x-request-id: pipe-%d\r\n" % number) for number in range(20)]
+    names = [f"pipe-{count + number}" for number in range(count)]
+    order = [answer.index(b"x-request-id: %b\r\n" % name.encode()) for name in names]
     assert order == sorted(order)
-    for number in range(20):
-        assert house.row(f"pipe-{number}")["prompt_tokens"] == number
+
+    def metered() -> dict[str, int]:
+        rows = [row for row in house.weir.rows() if row["request_id"] in names]
+        return {row["request_id"]: row["prompt_tokens"] for row in rows} if len(rows) == count else {}
+
+    assert wait_for("a row for each", metered, 10) == {name: number for number, name in enumerate(names)}
 
 
 def test_http_1_0_gets_a_plain_answer(house: House) -> None:

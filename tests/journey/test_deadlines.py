@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from proxy.clock import boot_id
 from tests.journey.calling import Client, chat, once, request
 from tests.journey.conftest import House
 from tests.journey.inside import inside
+from tests.journey.test_stream import resident_bytes
 from tests.world.gateway import Gateway, wait_for
 from tests.world.process import UpstreamProcess
 
-SLOW_READERS = 200
 SLACK_BYTES = 512 * 1024  # what one stalled reader may keep buffered in a worker
 
 
@@ -113,14 +112,9 @@ def test_slow_bodies_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     asyncio.run(story())
 
 
-def resident_bytes(pid: int) -> int:
-    """What the process has in memory."""
-    with open(f"/proc/{pid}/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_slow_readers_cost_their_share(house: House) -> None:
-    """Two hundred clients that read nothing of an endless stream: memory stays bounded, the upstream is held back.
+@pytest.mark.parametrize("count", [200, pytest.param(500, marks=pytest.mark.soak)])
+def test_slow_readers_cost_their_share(house: House, count: int) -> None:
+    """Hundreds of clients that read nothing of an endless stream: memory stays bounded, the upstream is held back.
 
     When they go, each has its row, and no row says less than what its client may have received.
     """
@@ -129,32 +123,32 @@ def test_slow_readers_cost_their_share(house: House) -> None:
     body = chat({"endless": True, "word": "x" * 16_000}, stream=True)
     readers = []
     try:
-        for number in range(SLOW_READERS):
+        for number in range(count):
             reader = socket.socket()
             readers.append(reader)
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.connect(("127.0.0.1", house.weir.port))
-            reader.sendall(request(body, house.weir.key, x_request_id=f"slow-{number}"))
+            reader.sendall(request(body, house.weir.key, x_request_id=f"slow-{count}-{number}"))
 
-        wait_for("all streams to be open", lambda: open_streams(house) == SLOW_READERS, 20)
+        wait_for("all streams to be open", lambda: open_streams(house) == count, 20)
         most = 0
         for _ in range(30):  # an upstream that nobody held back would say gigabytes meanwhile
             most = max(most, resident_bytes(worker))
             time.sleep(0.05)
-        assert open_streams(house) == SLOW_READERS
-        assert most - before < SLOW_READERS * SLACK_BYTES, (before, most)
+        assert open_streams(house) == count
+        assert most - before < count * SLACK_BYTES, (before, most)
         # The others are not held back.
         assert asyncio.run(once(house.weir, chat({"tokens": 50}, stream=True))).whole
     finally:
         for reader in readers:
             reader.close()
-    rows = wait_for("their rows", lambda: mine if len(mine := rows_of(house, "slow-")) == SLOW_READERS else None, 20)
+    rows = wait_for("their rows", lambda: mine if len(mine := rows_of(house, f"slow-{count}-")) == count else None, 20)
     assert {row["termination"] for row in rows} == {"client_gone"}
     house.upstream.wait_idle()
     sent = {event["n"]: event["bytes"] for event in house.upstream.events() if event["event"] == "end"}
     asked = {event["id"]: event["n"] for event in house.upstream.events() if event["event"] == "request"}
     assert all(0 < row["relayed_bytes"] <= sent[asked[row["request_id"]]] for row in rows)
-    print(f"{SLOW_READERS} slow readers: {(most - before) / SLOW_READERS / 1024:.0f} KB each in the worker")
+    print(f"{count} slow readers: {(most - before) / count / 1024:.0f} KB each in the worker")
 
 
 def open_streams(house: House) -> int:

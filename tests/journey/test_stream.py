@@ -200,12 +200,22 @@ def test_an_unknown_price_is_never_zero(house: House) -> None:
     assert house.row(request_id)["price_version"] == ""
 
 
-def test_a_huge_line_passes_unread(house: House) -> None:
-    """A line far above what is parsed goes through whole, and memory stays flat."""
-    status, payload, clean, request_id = stream(house, {"tokens": 1, "line_bytes": 20_000_000})
+@pytest.mark.parametrize("size", [20_000_000, pytest.param(100_000_000, marks=pytest.mark.soak)])
+def test_a_huge_line_passes_unread(house: House, size: int) -> None:
+    """A line far above what is parsed goes through whole, and no worker keeps it in memory."""
+    workers = house.weir.processes("worker")
+    before = {pid: resident_bytes(pid, "VmHWM") for pid in workers}
+    status, payload, clean, request_id = stream(house, {"tokens": 1, "line_bytes": size})
     assert (status, clean) == (200, True)
-    assert len(payload) > 20_000_000
+    assert len(payload) > size
     assert house.row(request_id)["relayed_bytes"] == len(payload)
+    assert max(resident_bytes(pid, "VmHWM") - before[pid] for pid in workers) < 8_000_000
+
+
+def resident_bytes(pid: int, what: str = "VmRSS") -> int:
+    """What the process has in memory now, or had at most (VmHWM)."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(what + ":"))
 
 
 def test_concurrency_is_held_and_given_back(house: House) -> None:
