@@ -110,7 +110,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """Weir as `weir proxy` with two workers on SQLite; at the end nothing may be open, held or wrong in the books."""
     directory: Path = tmp_path_factory.mktemp("journey")
     with UpstreamProcess(directory / "ledger.jsonl") as upstream:
-        timeouts = {"connect_seconds": 2, "first_byte_seconds": 2, "idle_seconds": 2, "total_seconds": 8}
+        timeouts = {"connect_seconds": 2, "first_byte_seconds": 2, "idle_seconds": 2, "total_seconds": 5}
         settings = {
             "upstreams": {"mock": {"timeouts": timeouts}, "nowhere": {"url": "http://127.0.0.1:1/v1"}},
             "models": {
