@@ -119,7 +119,7 @@ def test_slow_readers_cost_their_share(house: House, count: int) -> None:
     """
     (worker,) = house.weir.processes("worker")
     before = resident_bytes(worker)
-    body = chat({"endless": True, "word": "x" * 16_000}, stream=True)
+    body = chat({"endless": True, "word": "x" * 50_000}, stream=True)
     readers = []
     try:
         for number in range(count):
