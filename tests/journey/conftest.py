@@ -89,13 +89,17 @@ def parse(answer: bytes) -> tuple[int, dict[str, str], bytes]:
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
     if headers.get("transfer-encoding") != "chunked":
         return int(lines[0].split()[1]), headers, body
-    payload = b""
-    while body:
-        size, _, rest = body.partition(b"\r\n")
+    parts = []
+    at = 0
+    while at < len(body):
+        end = body.find(b"\r\n", at)
+        size = body[at:end] if end >= 0 else b""
         if not size or not int(size, 16):
             break
-        payload += rest[: int(size, 16)]
-        body = rest[int(size, 16) + 2 :]
+        at = end + 2 + int(size, 16)
+        parts.append(body[end + 2 : at])
+        at += 2
+    payload = b"".join(parts)
     return int(lines[0].split()[1]), headers, payload
 
 
