@@ -34,6 +34,8 @@ Variant = Literal["sqlite", "redis", "forgetful"]  # SQLite alone; Redis (AOF) +
 CARDS = {"kill worker": 6, "freeze worker": 2, "kill keeper": 2, "freeze keeper": 1, "kill proxy": 1}
 STORE_CARDS = {"kill redis": 2, "freeze redis": 1, "kill flush": 2, "freeze flush": 1}
 STORE_CARDS |= {"kill postgres": 1, "stop postgres": 1, "freeze postgres": 1}
+PATIENCE_SECONDS = 4.0  # at most so much longer than its pause does a blow wait for traffic
+LEDGER_BYTES_BETWEEN_BLOWS = 12_000  # about 30 requests that reached the upstream
 QUIET_SECONDS_MAX = 90.0  # from the last blow until every call must have its row
 
 
@@ -189,6 +191,10 @@ class Chaos:
                 self._lines += new.count(b"\n")
         return self._lines
 
+    def _ledger_bytes(self) -> int:
+        path = self.directory / "ledger"
+        return path.stat().st_size if path.exists() else 0
+
     def _client(self, number: int) -> subprocess.Popen[bytes]:
         values = {
             "port": self.weir.port,
@@ -246,7 +252,9 @@ class Chaos:
         elif part:
             self._blow_part(how, part, name)
         until = time.monotonic() + self.random.uniform(*self.pause)
-        while time.monotonic() < until:
+        # On a slow machine the parts need longer to stand up again: blows must fall on traffic, not on ruins.
+        latest, asked = until + PATIENCE_SECONDS, self._ledger_bytes() + LEDGER_BYTES_BETWEEN_BLOWS
+        while time.monotonic() < until or (self._ledger_bytes() < asked and time.monotonic() < latest):
             now = time.monotonic()
             due = [work for at, work in self.later if at <= now]
             self.later = [entry for entry in self.later if entry[0] > now]
