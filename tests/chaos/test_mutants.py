@@ -37,8 +37,8 @@ def attack(
         root=mutants.make(directory, changes),
         failpoints=point,
         segment_bytes=64 * 1024,
-        quiet_seconds=6,
-        seconds_max=12,
+        quiet_seconds=5,
+        seconds_max=9,
     ).run()
     print(report)
     return report
