@@ -41,7 +41,7 @@ check: build
 	$(BIN)/python -m proxy.telemetry.document --check
 
 test: check
-	$(BIN)/python -m pytest --ignore=tests/house -m "not soak"
+	$(BIN)/python -m pytest --ignore=tests/house -m "not soak" -n 3 --dist loadfile
 
 bench: $(VENV)/bench
 	$(BIN)/python -m pytest benchmarks/micro_*.py --benchmark-enable --benchmark-only --benchmark-columns=min,median,max --quiet

@@ -8,22 +8,26 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from proxy import bounds, clock
 from proxy.store.database import Database, SchemaMismatch, StoreUnavailable, make_engine, parse_url
 from proxy.store.schema import REVISION
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+# Alembic is imported where it is used: every worker and every command opens a store, and few of them migrate.
 _SCRIPTS = Path(__file__).parent / "migrations"
 _ADVISORY_LOCK = 0x57656972  # "Weir": any number that other users of the database do not take
 
 
 def alembic_config() -> Config:
     """Alembic's configuration without a file: where the scripts are."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
     return config
@@ -61,6 +65,9 @@ async def _upgrade(database: Database) -> None:
 
 
 def _run(connection: Connection) -> None:
+    from alembic import command
+    from alembic.util import CommandError
+
     config = alembic_config()
     config.attributes["connection"] = connection
     try:
