@@ -39,7 +39,8 @@ def render(found: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        f"{setting['date']}, {setting['cores']} cores, {versions['nginx']}, {versions['envoy']}, Python {versions['python']}.",
+        f"{setting['date']}, {setting['cores']} cores, Python {versions['python']}, "
+        f"{versions['nginx']}, {versions['envoy']}.",
         "",
         END,
     ]
