@@ -144,8 +144,8 @@ async def _measure(batches: int) -> dict[str, float]:
 
         async def accepted() -> list[Call]:
             calls = []
-            for number in range(BATCH):
-                call = accept(recorded, f"req_{number:08x}")  # type: ignore[arg-type]
+            for _ in range(BATCH):
+                call = accept(recorded, made.next_request_id)  # type: ignore[arg-type]
                 await read_body(call)
                 calls.append(call)
             return calls
