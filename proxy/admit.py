@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy import bounds
+from proxy import bounds, failpoint
 from proxy._fastpath import CONCURRENCY, RATE_REQUESTS, RATE_TOKENS, ArenaFull, Limits
 from proxy.call import Call, Grant, Opened
 from proxy.clock import wall_us
@@ -44,6 +44,7 @@ def admit(call: Call, house: House) -> None:
     if slot is None:
         limits.refund(call.arrived_ns, reserved)
         raise Refusal("journal_full", retry_after_ms=1000)
+    failpoint.reach("admit.after_store")
     call.slot = slot
     call.reserved_tokens = reserved
     call.headers = b"x-request-id: %b\r\n%b" % (call.request_id.encode(), limits.headers(call.arrived_ns))

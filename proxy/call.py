@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Termination = Literal["complete", "client_gone", "upstream_error", "budget_cut", "revoked", "timeout", "crash"]
 Source = Literal["provider", "counted", "estimated"]
 
-RECORD_FORMAT = 1  # version of the payloads below; a reader refuses a newer one
+CLIENT_GONE_STATUS = 499  # nginx's word for a client that left before its answer
 
 
 class Principal(Struct, frozen=True):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from proxy import failpoint
 from proxy._fastpath import now_ns
-from proxy.call import Call, Outcome, Progress
+from proxy.call import CLIENT_GONE_STATUS, Call, Outcome, Progress
 from proxy.errors import Refusal
 from proxy.record import encode, settle
 
 if TYPE_CHECKING:
     from proxy.house import House
 
-_CLIENT_GONE_STATUS = 499
 _UNKNOWN = Outcome("crash", 500, Progress())
 
 
@@ -25,7 +25,7 @@ def refused(call: Call, refusal: Refusal) -> None:
 def client_gone(call: Call) -> None:
     """The outcome of a call whose client left before its answer began."""
     if call.outcome is None:
-        call.outcome = Outcome("client_gone", _CLIENT_GONE_STATUS, Progress())
+        call.outcome = Outcome("client_gone", CLIENT_GONE_STATUS, Progress())
 
 
 def meter(call: Call, house: House) -> None:
@@ -36,7 +36,9 @@ def meter(call: Call, house: House) -> None:
     sent = call.route.facts if call.route is not None and sent_ns else None
     queue_us = ((sent_ns or now) - call.arrived_ns) // 1000
     event = settle(call.slot.call, call.opened, sent, outcome, queue_us, (now - call.arrived_ns) // 1000)
+    failpoint.reach("meter.before_append")
     call.seq = house.epoch.close(call.slot, encode(event))
+    failpoint.reach("meter.after_append")
     limits = call.grant.limits
     assert limits is not None
     limits.settle_tokens(now, call.reserved_tokens, event.prompt_tokens + event.completion_tokens)

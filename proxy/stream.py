@@ -12,13 +12,11 @@ from proxy import _wire
 from proxy._fastpath import now_ns
 from proxy._scan import with_model, with_usage
 from proxy._wire import Relay
-from proxy.call import Call, Outcome, Progress, Route, Termination
+from proxy.call import CLIENT_GONE_STATUS, Call, Outcome, Progress, Route, Termination
 from proxy.errors import Refusal
 
 if TYPE_CHECKING:
     from proxy.house import House
-
-CLIENT_GONE_STATUS = 499  # nginx's word for a client that left before its answer
 
 # How a relay that had begun ended, in the words of the usage row.
 _TERMINATIONS: dict[int, Termination] = {

@@ -17,6 +17,9 @@ from tests.world.process import UpstreamProcess
 RATED = {"requests_per_minute": 6000, "requests_burst": 200}  # empty within a second, and full again in two
 
 
+JOURNAL_FILES_MORE = 4
+
+
 class House:
     """A running Weir with its upstream, and the few things that tests of the journey ask of them."""
 
@@ -131,7 +134,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         price = {"prompt": "2.50", "cached": "1.25", "completion": "10"}
         weir.write("prices.yaml", {"version": "test-1", "models": {"priced": price}})
         with weir:
-            yield House(weir, upstream)
+            house = House(weir, upstream)
+            house.post(chat())
+            before = weir.open_files("worker")
+            yield house
+            wait_for("clients' connections to be closed", lambda: not weir.connections())
+            # The journal may have moved on to another segment; nothing else opens a file and keeps it.
+            after = weir.open_files("worker")
+            assert all(after[pid] <= count + JOURNAL_FILES_MORE for pid, count in before.items() if pid in after)
             weir.assert_at_rest()
 
 
