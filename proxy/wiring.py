@@ -92,7 +92,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
         lines.close()
         counters.close()
         await store.close()
-        log.info("worker of place %d served for %.1f s", place, (now_ns() - started_ns) / 1e9)
+        log.info("drained after %.1f s", (now_ns() - started_ns) / 1e9)
 
 
 def read_policy(data_dir: Path) -> Policy:

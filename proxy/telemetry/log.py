@@ -7,6 +7,7 @@ call or the journal, so lines beyond LOG_LINES_MAX are dropped and counted.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import stat
@@ -274,6 +275,12 @@ class Log:
         """Something an operator must look at."""
         self._write("error", message, fields)
 
+    def take_over(self) -> None:
+        """From now on what libraries and lower floors log goes where this log goes, from INFO up."""
+        root = logging.getLogger()
+        root.handlers[:] = [_Forwarding(self)]
+        root.setLevel(logging.INFO)
+
     def _write(self, level: str, message: str, fields: dict[str, object]) -> None:
         if self._mode == "off":
             return
@@ -294,6 +301,25 @@ class Log:
             os.write(self._fd, text)
         except OSError:
             return  # nobody reads: there is nowhere left to say so
+
+
+class _Forwarding(logging.Handler):
+    """Standard logging's records as lines of `log`; an exception's traceback is a field."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, object] = {"logger": record.name}
+        if record.exc_info:
+            fields["exception"] = logging.Formatter().formatException(record.exc_info)
+        if record.levelno >= logging.ERROR:
+            self._log.error(record.getMessage(), **fields)
+        elif record.levelno >= logging.WARNING:
+            self._log.warning(record.getMessage(), **fields)
+        else:
+            self._log.info(record.getMessage(), **fields)
 
 
 def timestamp(wall_us: int) -> str:

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     async def keep() -> None:
         found = settings.load(args.config)
         log = Log("keeper", "summary" if found.log_requests == "summary" else "json")
+        log.take_over()
         await Keeper(found, log, lifeline=args.lifeline_fd).run()
 
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import socket
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from proxy import settings
 from proxy.policy.load import PolicyErrors
 from proxy.policy.secrets import SecretMissing
 from proxy.store.store import SchemaMismatch, StoreUnavailable
+from proxy.telemetry.log import Log
 from proxy.wiring import CannotStart, work
 
 
@@ -27,11 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves until drained. 0 after a drain, 1 when it could not start."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     listener = socket.socket(fileno=args.listen_fd)
     listener.setblocking(False)
     try:
-        uvloop.run(work(settings.load(args.config), args.place, listener, args.lifeline_fd))
+        process = settings.load(args.config)
+        Log(f"worker {args.place}", "summary" if process.log_requests == "summary" else "json").take_over()
+        uvloop.run(work(process, args.place, listener, args.lifeline_fd))
     except (CannotStart, PolicyErrors, SecretMissing, SchemaMismatch, StoreUnavailable, OSError, ValueError) as error:
         print(f"weir worker: {error}", file=sys.stderr)
         return 1

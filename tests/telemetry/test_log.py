@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -202,3 +204,29 @@ def test_a_call_is_counted_once_in_each_family(tmp_path: Path) -> None:
         assert sum(counters.cells[first_byte : first_byte + 16]) == 2
     finally:
         counters.close()
+
+
+def test_what_libraries_log_becomes_lines_too(tmp_path: Path) -> None:
+    """Standard logging goes where the process's own log goes, one JSON object a record, tracebacks included."""
+    before = logging.getLogger().handlers[:], logging.getLogger().level
+    path = tmp_path / "lines"
+    with open(path, "wb") as file:
+        try:
+            Log("worker 3", "json", fd=file.fileno()).take_over()
+            logging.getLogger("some.library").warning("odd: %s", "x")
+            try:
+                raise ValueError("within")
+            except ValueError:
+                logging.getLogger("weir.front").exception("failed")
+        finally:
+            logging.getLogger().handlers[:], level = before[0], before[1]
+            logging.getLogger().setLevel(level)
+    first, second = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (first["level"], first["part"], first["logger"], first["message"]) == (
+        "warning",
+        "worker 3",
+        "some.library",
+        "odd: x",
+    )
+    assert second["level"] == "error"
+    assert "ValueError: within" in second["exception"]
