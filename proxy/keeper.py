@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -33,8 +34,12 @@ _IDLE_CELL_SECONDS = 600.0  # a limit cell untouched for so long, and at rest, i
 _LAST_SHIP_SECONDS = 10.0  # at the end: longer than a few transactions, shorter than a supervisor's patience
 _ORPHAN_SHIP_SECONDS = 3.0  # the same when the supervisor is gone: another keeper may be waiting for the lock
 _CLOSE_SECONDS = 2.0  # for connections to be closed in good order; a frozen database must not hold the lock
+_CANCEL_SECONDS = 1.0  # a cancelled duty has so long for its clean-up
+_CANCEL_TRIES = 3
+_ENDING_SECONDS = 20.0  # the whole ending: above the sum of the others, below a successor's wait for the lock
 _FROZEN_SECONDS = bounds.HEARTBEAT_SECONDS_MAX + _CLOSE_SECONDS  # no living keeper is silent for so long
 _LOCK_WAIT_SECONDS = 25.0  # a supervised keeper waits so long for its predecessor's last ship, or for its end
+assert _CANCEL_TRIES * _CANCEL_SECONDS * 2 + _LAST_SHIP_SECONDS + _CLOSE_SECONDS < _ENDING_SECONDS < _LOCK_WAIT_SECONDS
 _EXPIRE_ROWS = 5000  # in one transaction of retention
 _DAY_US = 86_400_000_000
 
@@ -93,6 +98,7 @@ class Keeper:
             tasks = [asyncio.create_task(self._forever(work, seconds)) for work, seconds in self._duties()]
             tasks.append(asyncio.create_task(self._reloads()))
             await self._ending.wait()
+            _end_at_last()
             if self._failed is not None:
                 raise self._failed
             await _cancel(tasks)
@@ -224,9 +230,21 @@ class Keeper:
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Cancels, and again those that a library's clean-up kept alive; what still runs after that is left behind."""
+    pending = {task for task in tasks if not task.done()}
+    for _ in range(_CANCEL_TRIES):
+        if not pending:
+            return
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_SECONDS)
+
+
+def _end_at_last() -> None:
+    """Ends the process when its ending hangs: it may die at any instant, but it must not hold the lock for ever."""
+    watchdog = threading.Timer(_ENDING_SECONDS, os._exit, (1,))
+    watchdog.daemon = True
+    watchdog.start()
 
 
 def _hold(data_dir: Path, *, wait: bool) -> int:

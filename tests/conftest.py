@@ -1,5 +1,11 @@
-"""Fixtures that every folder may ask for."""
+"""Fixtures that every folder may ask for, and what holds for all of them."""
+
+from hypothesis import HealthCheck, settings
 
 from tests.servers import own_postgres, postgres, redis_server, shared_redis
 
 __all__ = ["own_postgres", "postgres", "redis_server", "shared_redis"]
+
+# How long an example takes says something of the machine, and these are shared: only what it finds counts.
+settings.register_profile("weir", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("weir")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -21,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
 from proxy import board, clock
+from proxy import keeper as keeper_module
 from proxy._fastpath import Arena
 from proxy.board import Board
 from proxy.epochs import live_and_dead
@@ -471,3 +473,21 @@ def test_degraded_while_redis_is_away(house: House) -> None:
         worker.kill()
         _settled(house, _expected(epoch, 40, 0))
         assert not alive(worker.pid)
+
+
+async def _twice_cancelled() -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(60)
+    await asyncio.sleep(60)
+
+
+def test_a_duty_that_swallows_its_cancellation_does_not_hold_up_the_end() -> None:
+    """A library's clean-up may eat one cancellation; the duty is cancelled again, and the ending goes on."""
+
+    async def end() -> bool:
+        task = asyncio.create_task(_twice_cancelled())
+        await asyncio.sleep(0)
+        await keeper_module._cancel([task])
+        return task.done()
+
+    assert asyncio.run(end())
