@@ -39,13 +39,14 @@ check: build
 	$(BIN)/python -m pytest --quiet tests/house
 	$(BIN)/python -m proxy.policy.document --check
 	$(BIN)/python -m proxy.telemetry.document --check
+	$(BIN)/python -m benchmarks.report --check
 
 test: check
 	$(BIN)/python -m pytest --ignore=tests/house -m "not soak" -n 3 --dist loadfile
 
 bench: $(VENV)/bench
 	$(BIN)/python -m pytest benchmarks/micro_*.py --benchmark-enable --benchmark-only --benchmark-columns=min,median,max --quiet
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.run; status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
 
 asan: build
 	$(BIN)/python tests/asan/run.py
