@@ -12,7 +12,6 @@ REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID: kept on the wire up to 
 # What of a request goes into its opened record. Their sum is below OPENED_BYTES_MAX, so that every call can be opened.
 REQUEST_ID_BYTES_KEPT = 64  # a mere column: the SDKs' ids have 36
 USER_BYTES_MAX = 96  # the body's `user`, cut
-NAME_BYTES_MAX = 64  # a tenant, a key id or a price version: refused above it where it is made
 TAGS_MAX = 8  # per key: tags multiply what a report must group
 TAGS_BYTES_MAX = 96  # names and values of one key's tags together; refused above it where the key is made
 TAG_BYTES_MAX = 48  # the value of the one tag header, cut

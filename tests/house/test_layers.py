@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.errors import KINDS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # The map of the house. A package stands for its modules unless one of them is named itself.
@@ -137,3 +139,21 @@ def test_no_machine_in_the_tree() -> None:
         if path.suffix in (".py", ".pyx", ".md", ".yaml", ".toml", ".sh", ".c", ".h", ".json", ".yml"):
             text = path.read_text()
             assert not any(mark in text for mark in marks), f"{name} names a directory of one machine"
+
+
+def sources(*roots: str) -> str:
+    """Every source of the product, and of other folders, as one text; without the two tables themselves."""
+    tables = {ROOT / "proxy" / "bounds.py", ROOT / "proxy" / "errors.py"}
+    paths = [path for root in roots for path in (ROOT / root).rglob("*") if path.suffix in (".py", ".pyx", ".h")]
+    return "\n".join(path.read_text() for path in paths if path not in tables)
+
+
+def test_every_bound_and_refusal_is_in_use() -> None:
+    """A bound that bounds nothing and a refusal that nobody raises are gone from their tables."""
+    bounds_text = (ROOT / "proxy" / "bounds.py").read_text()
+    names = [line.split(" ")[0] for line in bounds_text.splitlines() if line[:1].isupper() and " = " in line]
+    everything = sources("proxy", "tests") + bounds_text
+    unused = [name for name in names if everything.count(name) < 2]
+    product = sources("proxy")
+    unused += [code for code in KINDS if f'"{code}"' not in product]
+    assert not unused
