@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -49,9 +50,10 @@ class Tour(Chaos):
         while time.monotonic() < deadline:
             workers = set(self.weir.processes("worker")) - before
             if workers and not ours and self.weir.ready():
-                ours.add(min(workers))
-                os.kill(min(workers), signal.SIGKILL)
-                self.blows["kill worker"] += 1
+                with contextlib.suppress(ProcessLookupError):  # a worker that is faster than we died at the place
+                    os.kill(min(workers), signal.SIGKILL)
+                    ours.add(min(workers))
+                    self.blows["kill worker"] += 1
             seen |= set(self.weir.processes()) - before
             if any(not alive(pid) for pid in seen - ours):
                 self.blows[f"at {point}"] += 1
