@@ -36,17 +36,6 @@ class Principal(Struct, frozen=True):
     expires_us: int | None = None  # wall clock
 
 
-class Usage(Struct, frozen=True):
-    """Tokens of one call, by OpenAI's convention: cached is part of prompt, reasoning and audio of completion."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    audio_tokens: int = 0
-    source: Source = "provider"
-
-
 class Opened(Struct, array_like=True, frozen=True):
     """What `admit` writes into the slot, before anything is sent: enough to write the row if this process dies.
 

@@ -42,8 +42,6 @@ class Worker:
         self._read_policy = read_policy
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._beat_due_ns = 0
-        self._lag_us = 0
 
     async def run(self) -> None:
         """Serves until told to end, then drains: streams finish, the journal is synced, the epoch is finished."""

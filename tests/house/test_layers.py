@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
 ]
 FLOOR = {name: number for number, (_, names) in enumerate(FLOORS) for name in names}
 PURE = ("policy", "dialects", "tokens", "record", "route", "authorise", "flush.fold")
-# Reading files is what these two are for; they still import nothing that waits.
+# The policy's loader reads files; nothing here waits, logs or asks for the time.
 FORBIDDEN = {"aiohttp", "redis", "asyncio", "sqlalchemy", "logging", "time", "socket", "uvloop"}
 
 
