@@ -293,6 +293,9 @@ class Epochs:
         try:
             found = await asyncio.to_thread(read_records, info.path, first, limit, bounds.SHIP_BYTES_MAX)
         except Damaged as damaged:
+            if first <= (state.persisted or 0):
+                # While we read, the database was found to have these, and they were pruned: nothing is lost.
+                return Batch(info.epoch, first, first - 1, [], self._origin)
             pruned = damaged.resumes <= info.first_seq
             what = "was pruned, and the database has forgotten it" if pruned else "was damaged on disk"
             if (info.epoch, damaged.resumes) not in self._damage_seen:
