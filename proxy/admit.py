@@ -10,7 +10,7 @@ from proxy.call import Call, Grant, Opened
 from proxy.clock import wall_us
 from proxy.errors import Refusal
 from proxy.record import cut, encode_opened
-from proxy.tokens import prompt_tokens
+from proxy.tokens.estimate import prompt_tokens
 
 if TYPE_CHECKING:
     from proxy.house import House

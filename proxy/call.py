@@ -58,6 +58,7 @@ class Opened(Struct, array_like=True, frozen=True):
     price_cached: int
     price_completion: int
     price_version: str
+    reasoning: bool = False  # the model thinks in tokens that it never sends
 
 
 class Sent(Struct, array_like=True, frozen=True):
@@ -130,6 +131,7 @@ class UsageEvent(Struct, array_like=True, frozen=True):
     queue_us: int
     first_us: int
     total_us: int
+    lower_bound: bool = False  # there may have been more tokens than could be counted
 
 
 class EpochEnd(Struct, array_like=True, frozen=True):

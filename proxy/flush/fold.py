@@ -46,6 +46,7 @@ SUM_FIELDS = (
     "cost_nanos",
     "unpriced",
     "estimated",
+    "lower_bound",
 )
 _GROUP = itemgetter(*(ROW_FIELDS.index(name) for name in GROUP_FIELDS))
 _SUMMED = itemgetter(*(ROW_FIELDS.index(name) for name in SUM_FIELDS[1:7]))
@@ -56,6 +57,7 @@ _SUMS = itemgetter(*(i for i, name in enumerate(_KINDS) if _KINDS[name] is int a
 _TEXTS = itemgetter(*(i for i, name in enumerate(_KINDS) if _KINDS[name] is str))
 _PRICE_VERSION = ROW_FIELDS.index("price_version")
 _SOURCE = ROW_FIELDS.index("source")
+_LOWER_BOUND = ROW_FIELDS.index("lower_bound")
 
 
 class Batch(Struct, frozen=True):
@@ -213,6 +215,7 @@ def roll_up(rows: Iterable[Row]) -> dict[Row, list[int]]:
             total[position] += value
         total[7] += row[_PRICE_VERSION] == ""
         total[8] += row[_SOURCE] == "estimated"
+        total[9] += row[_LOWER_BOUND]
     return {group: sums[group] for group in sorted(sums, key=repr)}
 
 

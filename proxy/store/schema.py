@@ -20,11 +20,13 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-REVISION = "0001"  # the newest migration; revisions are numbered, so that older and newer can be told apart
+REVISION = "0002"  # the newest migration; revisions are numbered, so that older and newer can be told apart
 
 metadata = MetaData()
 _json: TypeEngine[Any] = JSON().with_variant(JSONB(), "postgresql")
@@ -73,6 +75,7 @@ usage = Table(
     _count("queue_us"),
     _count("first_us"),
     _count("total_us"),
+    Column("lower_bound", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("epoch", "call", name="usage_pkey"),
     Index("usage_started", "started_us"),
     Index("usage_tenant_started", "tenant", "started_us"),
@@ -97,6 +100,7 @@ usage_rollup = Table(
     _count("cost_nanos"),
     _count("unpriced"),
     _count("estimated"),
+    Column("lower_bound", BigInteger, nullable=False, server_default=text("0")),  # requests of that kind
     PrimaryKeyConstraint("day", "tenant", "key_id", "model", "model_served", "upstream", name="usage_rollup_pkey"),
     sqlite_with_rowid=False,
 )

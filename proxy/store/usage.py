@@ -34,7 +34,9 @@ class Filters(Struct, frozen=True):
 
 
 class Sums(Struct):
-    """One line of a report. `unpriced` requests have no price and are not in `cost_nanos`."""
+    """One line of a report. `unpriced` requests have no price and are not in `cost_nanos`; `lower_bound` ones may have
+    had more tokens than stand here.
+    """
 
     group: tuple[str, ...]
     requests: int = 0
@@ -46,6 +48,7 @@ class Sums(Struct):
     cost_nanos: int = 0
     unpriced: int = 0
     estimated: int = 0
+    lower_bound: int = 0
 
 
 class Report(Struct):
@@ -63,6 +66,7 @@ def row_sums() -> list[ColumnElement[Any]]:
         "requests": func.count(),
         "unpriced": func.sum(case((usage.c.price_version == "", 1), else_=0)),
         "estimated": func.sum(case((usage.c.source == "estimated", 1), else_=0)),
+        "lower_bound": func.sum(case((usage.c.lower_bound, 1), else_=0)),
     }
     # PostgreSQL's sum of bigint is numeric; every value here fits a bigint.
     return [

@@ -63,6 +63,7 @@ class RequestLine(Struct, omit_defaults=True):
     queue_us: int = 0
     first_us: int = 0
     total_us: int = 0
+    lower_bound: bool = False  # of the tokens: there may have been more
 
 
 class Refused(Struct, frozen=True):
@@ -195,6 +196,7 @@ class Lines:
                 item.queue_us,
                 item.first_us,
                 item.total_us,
+                item.lower_bound,
             )
         return _encode(line) + b"\n"
 
@@ -205,7 +207,7 @@ class Lines:
         if isinstance(item, Refused):
             return f"{who}  refused: {item.reason}  {milliseconds}\n".encode()
         about = "" if item.source == "provider" else f" ({item.source})"
-        tokens = f"{item.prompt_tokens}+{item.completion_tokens} tokens{about}"
+        tokens = f"{item.prompt_tokens}+{'≥' if item.lower_bound else ''}{item.completion_tokens} tokens{about}"
         cost = f"${item.cost_nanos / 1e9:.6f}" if item.price_version else "unpriced"
         end = "" if item.termination == "complete" else f"  {item.termination}"
         return f"{who}  {tokens}  {cost}  {milliseconds}{end}\n".encode()

@@ -36,6 +36,7 @@ _HEADINGS = {
     "unpriced": "unpriced",
     "estimated": "estimated",
 }
+_AT_LEAST = "≥"  # before completion tokens of a model that thinks in tokens it never sends
 _ROW_COLUMNS = (
     "started_us",
     "tenant",
@@ -193,12 +194,15 @@ def _table(headings: Sequence[str], lines: Sequence[Sequence[str]], left: int) -
 
 def _report_table(report: Report) -> str:
     def cells(group: Sequence[str], sums: Sums) -> list[str]:
-        return [*(_cell("", word) or "-" for word in group), *(_cell(name, getattr(sums, name)) for name in SUM_FIELDS)]
+        values = {name: _cell(name, getattr(sums, name)) for name in _HEADINGS}
+        if sums.lower_bound:
+            values["completion_tokens"] = _AT_LEAST + values["completion_tokens"]
+        return [*(_cell("", word) or "-" for word in group), *values.values()]
 
     lines = [cells(line.group, line) for line in report.lines]
     total = cells(["total", *["" for _ in report.by[1:]]], report.total)
     total[1 : len(report.by)] = ["" for _ in report.by[1:]]
-    return _table([*report.by, *(_HEADINGS[name] for name in SUM_FIELDS)], [*lines, total], len(report.by))
+    return _table([*report.by, *_HEADINGS.values()], [*lines, total], len(report.by))
 
 
 def _report_json(report: Report, filters: Filters) -> dict[str, Any]:
@@ -216,6 +220,9 @@ def _report_json(report: Report, filters: Filters) -> dict[str, Any]:
 
 def _rows_table(rows: Sequence[dict[str, Any]], cursor: str | None) -> str:
     lines = [[_cell(name, row[name]) or "-" for name in _ROW_COLUMNS] for row in rows]
+    for line, row in zip(lines, rows, strict=True):
+        if row["lower_bound"]:
+            line[_ROW_COLUMNS.index("completion_tokens")] = f"{_AT_LEAST}{row['completion_tokens']}"
     headings = [name.removesuffix("_us").removesuffix("_nanos").removesuffix("_tokens") for name in _ROW_COLUMNS]
     text = _table(headings, lines, 6)
     return f"{text}\nmore: --cursor {cursor}" if cursor else text

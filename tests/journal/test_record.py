@@ -61,6 +61,24 @@ def test_never_sent_and_refused_upstream_cost_nothing() -> None:
         assert event.source == "estimated"
 
 
+def test_what_a_model_thought_is_a_lower_bound() -> None:
+    """A model that thinks unseen may have made more tokens than streamed; the provider's own figure holds them all."""
+    opened = msgspec.structs.replace(OPENED, reasoning=True)
+    assert row(opened, text_bytes=40).lower_bound
+    for event in (row(text_bytes=40), row(opened, usage_seen=1), row(opened, sent=None), row(opened, status=500)):
+        assert not event.lower_bound
+
+
+def test_records_of_an_older_version_are_read() -> None:
+    """A record, or a slot's opened record, that ends before the newest fields stands for their defaults."""
+    event = row(text_bytes=40)
+    old = msgspec.msgpack.encode(msgspec.structs.astuple(event)[:-1])
+    assert record.decode(record.EVENT + old) == event
+    opened = msgspec.msgpack.encode(msgspec.structs.astuple(OPENED)[:-1])
+    found = record.Found(7, opened, record.encode_sent(SENT), 1, (0,) * len(Progress.__struct_fields__), 2)
+    assert record.decode(record.rebuild(found)) == record.crashed(7, OPENED, SENT, 1, Progress())
+
+
 def test_unpriced_is_said() -> None:
     """A model without a price has cost 0 and the empty version, whatever else stands in the prices."""
     event = row(msgspec.structs.replace(OPENED, price_version=""), usage_seen=1, prompt_tokens=1000)
@@ -134,6 +152,7 @@ def test_every_field_has_its_place() -> None:
         "queue_us": 31,
         "first_us": 29,
         "total_us": 32,
+        "lower_bound": False,
     }
 
 

@@ -81,6 +81,7 @@ def event(call: int, **fields: Any) -> UsageEvent:
         "queue_us": 11,
         "first_us": 22,
         "total_us": 33,
+        "lower_bound": False,
     }
     return UsageEvent(**values | fields)
 
@@ -106,7 +107,8 @@ def mixed(seed: int, number: int, first: int = 1) -> list[UsageEvent]:
                 prompt_tokens=rng.randrange(5000),
                 cached_tokens=rng.randrange(100),
                 completion_tokens=rng.randrange(2000),
-                source=rng.choice(["provider", "estimated"]),
+                source=(source := rng.choice(["provider", "counted", "estimated"])),
+                lower_bound=source != "provider" and rng.random() < 0.5,
                 cost_nanos=rng.randrange(10**9) if priced else 0,
                 price_version="2026-09" if priced else "",
                 started_us=START_US + rng.randrange(5 * 86_400_000_000),
@@ -140,6 +142,7 @@ def rollups_of(events: Iterable[UsageEvent]) -> dict[tuple[str, ...], Counter[st
         total["cost_nanos"] += one.cost_nanos
         total["unpriced"] += one.price_version == ""
         total["estimated"] += one.source == "estimated"
+        total["lower_bound"] += one.lower_bound
     return sums
 
 

@@ -12,16 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
+from proxy.flush.fold import ROW_FIELDS, row_of
 from proxy.store.database import Database, make_engine, parse_url
 from proxy.store.migrate import alembic_config
 from proxy.store.schema import REVISION, metadata
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable, migrate
-from tests.store.records import run
+from tests.store.records import event, run
 
 
 def test_the_migrations_make_the_tables_that_the_code_expects(url: str) -> None:
@@ -47,6 +49,37 @@ def test_the_revision_is_the_newest_script() -> None:
     assert scripts.get_heads() == [REVISION]
     revisions = [script.revision for script in scripts.walk_revisions()]
     assert sorted(revisions, reverse=True) == revisions  # older and newer are told apart by comparing them
+
+
+def test_rows_of_an_older_schema_stay(empty_url: Callable[[], str]) -> None:
+    """A database of the first schema with a row in it is brought up to date: the row is no lower bound."""
+    url = empty_url()
+    old = [name for name in ROW_FIELDS if name != "lower_bound"]
+    row = dict(zip(ROW_FIELDS, row_of(b"e" * 16, event(1), 7), strict=True))
+    tags = "CAST(:tags AS jsonb)" if url.startswith("postgresql") else ":tags"
+    values = ", ".join(tags if name == "tags" else f":{name}" for name in old)
+    names = ", ".join(f'"{name}"' for name in old)
+
+    async def work() -> tuple[object, ...]:
+        engine = make_engine(url, create=True)
+        async with engine.begin() as connection:
+
+            def first(inner: Connection) -> None:
+                config = alembic_config()
+                config.attributes["connection"] = inner
+                command.upgrade(config, "0001")
+
+            await connection.run_sync(first)
+            await connection.execute(text(f"INSERT INTO usage ({names}) VALUES ({values})"), row)
+        await engine.dispose()
+        await migrate(url)
+        store = Store.open(url)
+        await store.check_schema()
+        rows, _ = await store.usage_rows()
+        await store.close()
+        return rows[0]["prompt_tokens"], rows[0]["lower_bound"]
+
+    assert run(work()) == (10, False)
 
 
 def test_only_one_of_many_migrates(empty_url: Callable[[], str]) -> None:

@@ -76,6 +76,7 @@ def test_a_report_sums_what_happened(url: str, by: By) -> None:
                         sums[group]["cost_nanos"] += one.cost_nanos
                         sums[group]["unpriced"] += one.price_version == ""
                         sums[group]["estimated"] += one.source == "estimated"
+                        sums[group]["lower_bound"] += one.lower_bound
             report = await store.usage_by([by], filters)
             assert report.source == ("rows" if by in ("user", "tag") else source)
             found = {
@@ -298,6 +299,26 @@ def test_the_verb_prints_tables_and_json(url: str, capsys: pytest.CaptureFixture
     assert (code, {one["kind"] for one in json.loads(out)["findings"]}) == (1, {"missing", "counter", "rollup"})
     assert weir("--by", "colour")[2] == "weir usage: --by colour: it must be one of " + ", ".join(BY) + ".\n"
     assert weir("--since", "yesterday")[0] == 1
+
+
+def test_a_lower_bound_is_marked(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where a model may have thought unseen, sums and rows show ≥ before the completion, and JSON says how often."""
+    events = [event(1), event(2, tenant="globex", source="counted", lower_bound=True)]
+
+    def weir(*words: str) -> str:
+        assert main(["usage", *words, "--database", url]) == 0
+        return capsys.readouterr().out
+
+    async def prepare() -> None:
+        store = Store.open(url)
+        await fill(store, events)
+        await store.close()
+
+    run(prepare())
+    assert [line.split()[4] for line in weir().splitlines()] == ["completion", "5", "≥5", "≥10"]
+    assert [line["lower_bound"] for line in json.loads(weir("--json"))["lines"]] == [0, 1]
+    assert ["≥5" in weir("--rows", "--tenant", tenant) for tenant in ("acme", "globex")] == [False, True]
+    assert [row["lower_bound"] for row in json.loads(weir("--rows", "--json"))["rows"]] == [True, False]
 
 
 def test_dollars_are_exact() -> None:

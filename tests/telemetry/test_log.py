@@ -92,6 +92,9 @@ def test_summary_for_people(tmp_path: Path) -> None:
     assert "acme" in first
     assert "demo-small" in first
     assert "200  12+34 tokens  $0.001234  46 ms" in first
+    counted = msgspec.structs.replace(EVENT, source="counted", lower_bound=True)
+    assert "200  12+≥34 tokens (counted)  " in _lines(tmp_path, "summary", [counted]).decode()
+    assert json.loads(_lines(tmp_path, "json", [counted]))["lower_bound"] is True
     assert "\x1b" not in second
     assert "(estimated)  unpriced" in second
     assert second.endswith("client_gone")
