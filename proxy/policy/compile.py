@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from proxy.policy import schema, snapshot
+from proxy.policy import issuing, schema, snapshot
 from proxy.policy.load import Document, Files, T, read_all
 from proxy.policy.meaning import NANOS, Judge
+from proxy.policy.meaning_issuers import judge_issuers
 from proxy.policy.problems import PolicyErrors, Problem
 from proxy.policy.snapshot import KINDS, Kind, Policy
 
@@ -40,6 +41,7 @@ def examine(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = 
     judge = Judge(files, environment, problems, warnings)
     judge.process()
     judge.policy()
+    judge_issuers(files, problems)
     policy = None if problems else _build(files)
     return Examined(policy, tuple(sorted(set(problems))), tuple(sorted(set(warnings))))
 
@@ -62,6 +64,7 @@ def _build(files: Files) -> Policy:
         },
         tenants={each.value.name: _tenant(each, each.value) for each in files.tenants if each.value is not None},
         prices={name: price for name, price in priced.items() if every is not None and name not in weir.value.models},
+        issuers={name: _issuer(files, name, each) for name, each in weir.value.issuers.items()},
     )
     return msgspec.structs.replace(policy, version=snapshot.digest(policy))
 
@@ -84,9 +87,38 @@ def _upstream(files: Files, name: str, upstream: schema.Upstream) -> snapshot.Up
     )
 
 
-def _model(
-    weir: Document[schema.WeirFile], name: str, model: schema.Model, price: snapshot.Price | None
-) -> snapshot.Model:
+def _issuer(files: Files, name: str, issuer: issuing.Issuer) -> snapshot.Issuer:
+    def models(access: issuing.Access) -> tuple[str, ...] | None:
+        return None if access.models is None or schema.EVERY in access.models else tuple(access.models)
+
+    return snapshot.Issuer(
+        name=name,
+        source=files.weir.source("issuers", name),
+        issuer=issuer.issuer,
+        tenants=tuple(issuer.tenants),
+        audiences=tuple(issuer.audiences),
+        algorithms=tuple(issuer.algorithms or issuing.ALGORITHMS),
+        types=tuple(issuer.types or issuing.TYPES),
+        keys=issuer.keys,
+        ca_bundle=None if issuer.ca_bundle is None else str(files.base / issuer.ca_bundle),
+        http_loopback=issuer.http_loopback,
+        skew_seconds=issuer.skew_seconds,
+        refresh_seconds=issuer.refresh_seconds,
+        stale_seconds=issuer.stale_seconds,
+        user_claim=issuer.claims.user,
+        tenant_claim=issuer.claims.tenant,
+        groups_claim=issuer.claims.groups,
+        roles_claim=issuer.claims.roles,
+        tag_claims=tuple(issuer.claims.tags or ()),
+        email_domains=tuple(issuer.email_domains or ()),
+        endpoints=None if issuer.endpoints is None else tuple(issuer.endpoints),
+        groups={group: models(access) for group, access in issuer.groups.items()},
+        roles={role: models(access) for role, access in issuer.roles.items()},
+    )
+
+
+def _model(files: Files, name: str, model: schema.Model, price: snapshot.Price | None) -> snapshot.Model:
+    weir = files.weir
     at = ("models", name)
     if model.upstream is not None:
         targets = [(schema.Target(model.upstream, model.model), weir.source(*at, "upstream"))]

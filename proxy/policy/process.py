@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from proxy import bounds
 
+Endpoint = Literal["chat.completions", "completions", "embeddings"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 
 

@@ -13,9 +13,10 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from proxy import bounds
-from proxy.policy.process import Journal, Listen, Log, Metrics, Retention, Written
+from proxy.policy.issuing import Issuer
+from proxy.policy.process import Endpoint, Journal, Listen, Log, Metrics, Retention, Written
 
-Endpoint = Literal["chat.completions", "completions", "embeddings"]
+ENCODINGS = ("o200k_base", "cl100k_base", "o200k_harmony")  # tokenizers that Weir has inside
 EVERY = "*"  # as a model's name: any other name, passed on unchanged; in a list of rights: every model
 
 TenantName = Annotated[
@@ -302,6 +303,10 @@ class Rights(Written, frozen=True):
     ] = None
     models: Annotated[
         ModelNames | None,
+    issuers: Annotated[
+        dict[UpstreamName, Issuer],
+        Meta(description="Identity providers whose tokens (JWT) are taken in place of API keys, by a name of yours."),
+    ] = field(default_factory=dict)
         Meta(
             description='Models that may be used; `"*"` is every model.',
             examples=[["gpt-4o-mini"]],

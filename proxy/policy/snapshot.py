@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 SNAPSHOT_FORMAT = 1  # raised when the layout below changes; a reader refuses another one
 
@@ -107,6 +107,36 @@ class Model(Struct, frozen=True, array_like=True):
     answer_tokens_default: int
     price: Price | None
     limits: Rules  # what one tenant may use of it
+    tokenizer: str
+    tokenizer_source: str
+    family: str | None  # None: by name
+
+
+class Issuer(Struct, frozen=True, array_like=True):
+    """One issuer of tokens. Of `groups` and `roles`, None as models is every model; both empty: nothing is narrowed."""
+
+    name: str
+    source: str
+    issuer: str
+    tenants: tuple[str, ...]
+    audiences: tuple[str, ...]
+    algorithms: tuple[str, ...]
+    types: tuple[str, ...]
+    keys: str | None  # an address or file:/path; None: discovered
+    ca_bundle: str | None  # absolute path
+    http_loopback: bool
+    skew_seconds: int
+    refresh_seconds: int
+    stale_seconds: int
+    user_claim: str
+    tenant_claim: str | None
+    groups_claim: str
+    roles_claim: str
+    tag_claims: tuple[str, ...]
+    email_domains: tuple[str, ...]  # empty: e-mail addresses say nothing
+    endpoints: tuple[str, ...] | None
+    groups: dict[str, tuple[str, ...] | None]
+    roles: dict[str, tuple[str, ...] | None]
 
 
 class Policy(Struct, frozen=True):
@@ -119,6 +149,7 @@ class Policy(Struct, frozen=True):
     plans: dict[str, Plan]
     tenants: dict[str, Tenant]
     prices: dict[str, Price]
+    issuers: dict[str, Issuer] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """The snapshot file's bytes."""
