@@ -20,6 +20,25 @@ GRANTS_PER_KEY_MAX = 256  # (endpoint, model) pairs remembered for one key; a ca
 KEYS_CACHED_MAX = 100_000  # known keys in one worker, about 1 KB each
 KEYS_UNKNOWN_CACHED_MAX = 10_000  # digests known not to exist: a wrong key costs the database one look-up
 
+# === identity: tokens and the keys that prove them ===
+TOKEN_BYTES_MAX = 8000  # a whole token; REQUEST_LINE_BYTES_MAX leaves no room for more
+TOKEN_KID_BYTES_MAX = 256  # a key's name in a token's header
+TOKEN_SKEW_SECONDS_MAX = 300  # clocks that differ by more are broken
+TOKEN_TIME_SECONDS_MAX = 1 << 40  # a time in a token, since 1970: the year 36,000; above it is no time
+TOKENS_CACHED_MAX = 20_000  # verified tokens in one worker, about 2 KB each
+TOKENS_REFUSED_CACHED_MAX = 4_000  # tokens that never will be good: another try costs no signature check
+SUBJECT_BYTES_MAX = 255  # OpenID Connect Core, section 2, `sub`
+CLAIM_NAME_BYTES_MAX = 128  # names of claims, groups and roles in the policy
+ISSUER_BYTES_MAX = 512  # an issuer's or key set's address
+JWKS_BYTES_MAX = 256 * 1024  # one answer of an issuer: a hundred keys with their certificates
+JWKS_KEYS_MAX = 100  # more keys than that in one set are not read
+JWKS_KIDS_ABSENT_MAX = 1_000  # key names remembered as asked for in vain
+JWKS_FETCH_SECONDS_MAX = 10  # discovery and key set together; a request that needs new keys waits no longer
+JWKS_ASK_SECONDS = 60  # between two fetches that unknown key names cause
+JWKS_RETRY_SECONDS_MAX = 60  # between two tries while an issuer is away
+RSA_BITS_MIN = 2048  # NIST SP 800-131A: fewer are no longer allowed
+RSA_BITS_MAX = 8192  # a larger key costs milliseconds a token
+
 # === the wire: upstream ===
 UPSTREAM_HEAD_BYTES_MAX = 64 * 1024  # an answer's headers; above it is a fault, not a header
 UPSTREAM_INFORMATIONAL_MAX = 8  # 1xx answers before the real one: 100 and 103 are all that is seen
