@@ -57,7 +57,7 @@ def _build(files: Files) -> Policy:
         format=snapshot.SNAPSHOT_FORMAT,
         version="",
         upstreams={name: _upstream(files, name, each) for name, each in weir.value.upstreams.items()},
-        models={name: _model(weir, name, each, priced.get(name)) for name, each in weir.value.models.items()},
+        models={name: _model(files, name, each, priced.get(name)) for name, each in weir.value.models.items()},
         plans={
             name: snapshot.Plan(name, plans.source("plans", name), _rights(plans, each, "plans", name))
             for name, each in plans.value.plans.items()

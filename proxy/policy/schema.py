@@ -277,6 +277,10 @@ class WeirFile(Written, frozen=True):
     journal: Annotated[Journal, Meta(description="The journal in data_dir.")] = Journal()
     retention: Annotated[Retention, Meta(description="How long rows are kept.")] = Retention()
     log: Annotated[Log, Meta(description="What is logged.")] = Log()
+    issuers: Annotated[
+        dict[UpstreamName, Issuer],
+        Meta(description="Identity providers whose tokens (JWT) are taken in place of API keys, by a name of yours."),
+    ] = field(default_factory=dict)
     pepper: Annotated[
         str | None,
         Meta(
@@ -303,10 +307,6 @@ class Rights(Written, frozen=True):
     ] = None
     models: Annotated[
         ModelNames | None,
-    issuers: Annotated[
-        dict[UpstreamName, Issuer],
-        Meta(description="Identity providers whose tokens (JWT) are taken in place of API keys, by a name of yours."),
-    ] = field(default_factory=dict)
         Meta(
             description='Models that may be used; `"*"` is every model.',
             examples=[["gpt-4o-mini"]],

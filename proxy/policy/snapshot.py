@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, field
 
-SNAPSHOT_FORMAT = 1  # raised when the layout below changes; a reader refuses another one
+SNAPSHOT_FORMAT = 2  # raised when the layout below changes; a reader refuses another one
 
 Kind = Literal["requests_per_minute", "tokens_per_minute", "concurrency"]
 KINDS: tuple[Kind, ...] = ("requests_per_minute", "tokens_per_minute", "concurrency")
@@ -97,7 +97,7 @@ class Target(Struct, frozen=True, array_like=True):
 
 
 class Model(Struct, frozen=True, array_like=True):
-    """`endpoints` None: every endpoint. `price` None: unpriced."""
+    """`endpoints` None: every endpoint. `price` None: unpriced. `tokenizer` is a name, or `file:` and an absolute path."""
 
     name: str
     source: str
@@ -107,9 +107,9 @@ class Model(Struct, frozen=True, array_like=True):
     answer_tokens_default: int
     price: Price | None
     limits: Rules  # what one tenant may use of it
-    tokenizer: str
-    tokenizer_source: str
-    family: str | None  # None: by name
+    tokenizer: str = "auto"
+    tokenizer_source: str = ""
+    family: str | None = None  # None: by name
 
 
 class Issuer(Struct, frozen=True, array_like=True):
