@@ -8,6 +8,7 @@ BODY_BYTES_MAX = 32 * 1024 * 1024  # a chat with images as base64; larger belong
 CONNECTION_IDLE_SECONDS_MAX = 75  # keep-alive between requests: longer than the SDKs' pools keep theirs
 CONNECTIONS_MAX = 20_000  # per worker: below the usual file limit, two sockets a stream
 JSON_DEPTH_MAX = 128  # nesting of a request body: far above real use, far below any parser's stack
+PROMPT_STRINGS_MAX = 65_536  # of a prompt whose tokens are counted: 8 bytes each; beyond them it is estimated
 REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID: kept on the wire up to here, replaced above
 # What of a request goes into its opened record. Their sum is below OPENED_BYTES_MAX, so that every call can be opened.
 REQUEST_ID_BYTES_KEPT = 64  # a mere column: the SDKs' ids have 36
@@ -101,10 +102,28 @@ MIGRATE_SECONDS_MAX = 60  # for another process's migration to end
 FLUSH_BLOCK_MS = 200  # the flusher's wait for entries in one XREADGROUP: how late it sees a stop or a new stream
 FLUSH_BACKOFF_SECONDS_MAX = 5  # between tries while Redis or the database is away
 
+# === identity and the record of changes ===
+KEY_USED_SECONDS = 60  # a key's last use is stored no finer than this: one small write a minute for a busy key
+KEY_NETWORKS_MAX = 32  # CIDR blocks of one key: each is looked at on its requests
+KEY_NAMES_MAX = 256  # endpoints, or models, that one key is narrowed to
+KEY_TEXT_BYTES_MAX = 128  # a key's name, owner and plan
+INVITE_SECONDS_MAX = 7 * 86_400  # an invite that nobody took up in a week is asked for again
+BOOTSTRAP_SECONDS_MAX = 3600  # the first admin's token opens everything: it is for the person at the terminal, now
+SESSION_SECONDS_MAX = 12 * 3600  # a working day; who works longer signs in again
+PEOPLE_TEXT_BYTES_MAX = 256  # a person's name, address, issuer and subject
+AUDIT_TEXT_BYTES_MAX = 1024  # one text of an audit row, cut; reasons and targets are far shorter
+AUDIT_JSON_BYTES_MAX = 64 * 1024  # a state before or after; a larger change is refused, never recorded in part
+AUDIT_PAGE_ROWS = 1000  # read at a time, when the whole log is read
+AUDIT_FINDINGS_MAX = 100  # named by one verification; a log in ruins needs no longer list
+ANCHOR_ROWS = 100  # new audit rows after which they are anchored at once
+ANCHOR_SECONDS = 60  # after which the fewest are: what a truncation can hide
+
 # === policy: what an operator writes ===
 POLICY_FILE_BYTES_MAX = 4 * 1024 * 1024  # one file: tens of thousands of lines; more is a mistake
 POLICY_DEPTH_MAX = 16  # nesting of a policy file; the schema needs 6
 TENANT_NAME_BYTES_MAX = 48  # stands in every row, scope and metric label
+TOKENIZER_NAME_BYTES_MAX = 1024  # a tokenizer's name, or the path of its file
+TOKENIZER_FILE_BYTES_MAX = 64 * 1024 * 1024  # a tokenizer.json; the largest that models come with have half of it
 UPSTREAM_NAME_BYTES_MAX = 32  # shares SENT_BYTES_MAX with the upstream's name of the model
 PRICE_VERSION_BYTES_MAX = 32  # stands in every row and in the slot
 LIMIT_MAX = 1 << 40  # the arena's arithmetic is exact to here

@@ -139,7 +139,15 @@ def _model(files: Files, name: str, model: schema.Model, price: snapshot.Price |
         answer_tokens_default=model.answer_tokens_default,
         price=price,
         limits=_rules(weir, model.limits, *at, "limits"),
+        tokenizer=_tokenizer(files, model.tokenizer),
+        tokenizer_source=weir.source(*at, "tokenizer"),
+        family=model.family,
     )
+
+
+def _tokenizer(files: Files, name: str) -> str:
+    kind, separator, path = name.partition(":")
+    return name if not separator else f"{kind}:{files.base / path}"
 
 
 def _price(prices: Document[schema.PricesFile], name: str, price: schema.Price) -> snapshot.Price:

@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from proxy.bounds import PRICE_DOLLARS_MAX, RECORD_BYTES_MAX
 from proxy.policy import schema, secrets
 from proxy.policy.load import Document, Files, T
+from proxy.policy.meaning_tokenizers import judge_tokenizers
 from proxy.policy.problems import Path as Where
 from proxy.policy.problems import Problem, guess, instead
 from proxy.policy.schema import EVERY
@@ -177,6 +178,7 @@ class Judge:
             self._targets(weir, name, model.targets or [])
             self._limits(weir, (*at, "limits"), model.limits, [])
             self._priced(weir, name, model)
+        judge_tokenizers(self.files, lambda sentence, *path: self._wrong(weir, sentence, *path))
 
     def _targets(self, weir: Document[schema.WeirFile], name: str, targets: list[schema.Target]) -> None:
         weights: dict[int, int] = {}

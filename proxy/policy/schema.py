@@ -45,6 +45,14 @@ ModelName = Annotated[
 ]
 Endpoints = Annotated[list[Endpoint], Meta(min_length=1)]
 ModelNames = Annotated[list[ModelName], Meta(min_length=1)]
+TokenizerName = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(auto|estimate|{'|'.join(ENCODINGS)}|file:.+)$",
+        max_length=bounds.TOKENIZER_NAME_BYTES_MAX,
+        extra={"rule": f"auto, estimate, {', '.join(ENCODINGS)} or file:/path/tokenizer.json"},
+    ),
+]
 HeaderName = Annotated[
     str,
     Meta(pattern=r"^[A-Za-z0-9-]+$", max_length=bounds.TAG_BYTES_MAX, extra={"rule": "letters, digits and -"}),
@@ -216,6 +224,24 @@ class Model(Written, frozen=True):
             extra={"unit": "tokens"},
         ),
     ] = 1024
+    tokenizer: Annotated[
+        TokenizerName,
+        Meta(
+            description=(
+                "What counts its tokens before the provider does. `auto` goes by the upstream's name of the model, then "
+                "by the public one; `file:` names a HuggingFace tokenizer.json; `estimate` learns bytes per token."
+            ),
+            examples=["o200k_base"],
+        ),
+    ] = "auto"
+    family: Annotated[
+        str | None,
+        Meta(
+            description="The family of models whose arithmetic of messages, tools and images it has, for an alias.",
+            examples=["gpt-4o"],
+            extra={"default": "by the model's name"},
+        ),
+    ] = None
     unpriced: Annotated[
         bool,
         Meta(description="Serve it without a price: its rows have no cost and can be rated later.", examples=[True]),
