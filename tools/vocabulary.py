@@ -36,8 +36,8 @@ PROPERTIES = (
     ("NL", r"[\r\n]"),
 )
 HEADER = """\
-# Classes of code points as tiktoken {version} sees them (Unicode {unicode}); made by tools/vocabulary.py, not to be edited.
-# What is not listed is OTHER. Derived from Unicode data: see LICENSE.unicode.
+# Classes of code points as tiktoken {version} sees them (Unicode {unicode}). What is not listed is OTHER.
+# Made by tools/vocabulary.py, not to be edited. Derived from Unicode data: see LICENSE.unicode.
 """
 
 
