@@ -228,8 +228,8 @@ class Model(Written, frozen=True):
         TokenizerName,
         Meta(
             description=(
-                "What counts its tokens before the provider does. `auto` goes by the upstream's name of the model, then "
-                "by the public one; `file:` names a HuggingFace tokenizer.json; `estimate` learns bytes per token."
+                "What counts its tokens where the provider does not. `auto` goes by the upstream's name of the model, "
+                "then by the public one; `file:` names a HuggingFace tokenizer.json; `estimate` learns bytes per token."
             ),
             examples=["o200k_base"],
         ),
