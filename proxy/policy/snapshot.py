@@ -97,7 +97,7 @@ class Target(Struct, frozen=True, array_like=True):
 
 
 class Model(Struct, frozen=True, array_like=True):
-    """`endpoints` None: every endpoint. `price` None: unpriced. `tokenizer`: a name, or `file:` and an absolute path."""
+    """`endpoints` None: every one. `price` None: unpriced. `tokenizer`: a name, or `file:` and an absolute path."""
 
     name: str
     source: str
