@@ -10,6 +10,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -17,6 +18,51 @@
 
 #define WJ_INLINE static inline __attribute__((always_inline))
 #define WJ_NAME_MAX 63 /* bytes of a decoded key that are looked at: above three times the longest name we know */
+
+/* === where strings stand === */
+
+enum {
+    WJ_STRING_ROLE,
+    WJ_STRING_NAME,     /* a message's own name */
+    WJ_STRING_TEXT,
+    WJ_STRING_FUNCTION, /* the name in a message's function_call */
+    WJ_STRING_CALL,     /* the name in one of its tool_calls */
+    WJ_STRING_ARGUMENTS,
+    WJ_STRING_IMAGE, /* a url whose detail is auto or not said; from here on urls, by the detail that is asked for */
+    WJ_STRING_IMAGE_LOW,
+    WJ_STRING_IMAGE_HIGH,
+    WJ_STRING_IMAGE_ORIGINAL,
+    WJ_STRING_IMAGE_OTHER,
+};
+
+#define WJ_STRING_BYTES_MAX ((1 << 27) - 1) /* of a body whose strings can be noted: above bounds.BODY_BYTES_MAX */
+#define WJ_STRINGS_OWN 16                   /* noted without malloc: most calls have fewer */
+
+typedef struct {
+    uint32_t start;
+    uint32_t size : 27, kind : 4, escaped : 1;
+} wj_string_at;
+
+typedef struct {
+    wj_string_at *at;
+    uint32_t used, room, room_max;
+    int incomplete; /* there were more than room_max, or no memory for them */
+    wj_string_at own[WJ_STRINGS_OWN];
+} wj_strings;
+
+/* Makes room for as many strings again: 1, or 0 where that is not allowed or not to be had. */
+static int wj_strings_grow(wj_strings *strings) {
+    const uint32_t room = strings->room * 4 < strings->room_max ? strings->room * 4 : strings->room_max;
+    const int own = strings->at == strings->own;
+    wj_string_at *at;
+    if (room <= strings->room) return 0;
+    at = realloc(own ? NULL : strings->at, room * sizeof *at);
+    if (!at) return 0;
+    if (own) memcpy(at, strings->own, sizeof strings->own);
+    strings->at = at;
+    strings->room = room;
+    return 1;
+}
 
 typedef struct {
     const uint8_t *start, *end;
@@ -29,6 +75,7 @@ typedef struct {
     int64_t images;
     int64_t elements; /* of the value itself, where a walk began at an array */
     int64_t numbers;  /* numbers that are elements of an array of texts: token ids */
+    wj_strings *strings; /* of a request: where its text stands */
 } wj;
 
 typedef struct {

@@ -1,4 +1,5 @@
-/* Reads a request's body once: is it strict JSON, and what do its governed keys say? Nothing is built or copied. */
+/* Reads a request's body once: is it strict JSON, what do its governed keys say, and where does its text stand? Nothing
+   is built or copied. */
 
 #ifndef WEIR_PEEK_H
 #define WEIR_PEEK_H
@@ -38,20 +39,26 @@ typedef struct {
     Py_ssize_t start, end; /* -1, -1 when absent */
 } weir_span;
 
+/* Outer keys whose whole values the count of tokens must see. */
+enum { WEIR_TOOLS, WEIR_FUNCTIONS, WEIR_TOOL_CHOICE, WEIR_FUNCTION_CALL, WEIR_RESPONSE_FORMAT, WEIR_PARTS };
+
 typedef struct {
     weir_span span[WEIR_GOVERNED]; /* of the values */
+    weir_span part[WEIR_PARTS];
     wj_str model, user;            /* start NULL when absent or null */
     int stream, usage_asked;
     int64_t limit[3]; /* max_tokens, max_completion_tokens, max_output_tokens; -1 without one */
     int64_t choices;
     int64_t text_bytes, images, token_ids, messages;
     Py_ssize_t end; /* of the outer object: its closing brace */
+    Py_ssize_t body_bytes;
     int members;    /* of the outer object */
     int option_members;
     /* when it is refused */
     const char *why;
     int key; /* the governed key, -1 without one */
     Py_ssize_t at;
+    wj_strings strings; /* last: the rest is set to zero */
 } weir_peek;
 
 /* The name as careless parsers fold it: Go's encoding/json takes any case of ASCII letters, and U+017F and U+212A for
@@ -164,15 +171,23 @@ static int weir_stream_options(weir_peek *k, wj *j, const uint8_t *p, const uint
     return more < 0 ? WEIR_BAD_JSON : weir_odd(k, odd);
 }
 
-/* What the strings below an ungoverned outer key mean. */
-static int weir_text_class(const uint8_t *name, size_t n) {
+/* What the strings below an ungoverned outer key mean; *part is set where its whole value is wanted. */
+static int weir_text_class(const uint8_t *name, size_t n, int *part) {
     switch (n) {
-    case 5: return WJ_IS(name, n, "input") ? WJ_TEXT : WJ_IS(name, n, "tools") ? WJ_ALL : WJ_SKIP;
+    case 5:
+        if (WJ_IS(name, n, "input")) return WJ_TEXT;
+        return WJ_IS(name, n, "tools") ? *part = WEIR_TOOLS, WJ_ALL : WJ_SKIP;
     case 6: return WJ_IS(name, n, "prompt") || WJ_IS(name, n, "suffix") ? WJ_TEXT : WJ_SKIP;
     case 8: return WJ_IS(name, n, "messages") ? WJ_ENTER : WJ_SKIP;
-    case 9: return WJ_IS(name, n, "functions") ? WJ_ALL : WJ_SKIP;
+    case 9: return WJ_IS(name, n, "functions") ? *part = WEIR_FUNCTIONS, WJ_ALL : WJ_SKIP;
+    case 11:
+        if (WJ_IS(name, n, "tool_choice")) *part = WEIR_TOOL_CHOICE;
+        return WJ_SKIP;
     case 12: return WJ_IS(name, n, "instructions") ? WJ_TEXT : WJ_SKIP;
-    case 15: return WJ_IS(name, n, "response_format") ? WJ_ALL : WJ_SKIP;
+    case 13:
+        if (WJ_IS(name, n, "function_call")) *part = WEIR_FUNCTION_CALL;
+        return WJ_SKIP;
+    case 15: return WJ_IS(name, n, "response_format") ? *part = WEIR_RESPONSE_FORMAT, WJ_ALL : WJ_SKIP;
     default: return WJ_SKIP;
     }
 }
@@ -194,13 +209,15 @@ static int weir_peek_object(weir_peek *k, wj *j) {
         n = weir_fold(name, n, folded);
         const int which = weir_which(folded, n, 0, WEIR_INCLUDE_USAGE);
         if (which < 0) {
-            const int class = weir_text_class(folded, n);
+            int part = -1;
+            const int class = weir_text_class(folded, n, &part);
             const int64_t numbers = j->numbers;
             j->elements = 0;
             p = wj_walk_request(j, p, class);
             if (!p) return WEIR_BAD_JSON;
             if (class == WJ_ENTER) k->messages += j->elements;
             if (class == WJ_TEXT) k->token_ids += j->numbers - numbers;
+            if (part >= 0) k->part[part] = (weir_span){value - j->start, p - j->start};
             continue;
         }
         size_t length;
@@ -228,20 +245,62 @@ static int weir_peek_object(weir_peek *k, wj *j) {
     return weir_odd(k, odd);
 }
 
-/* WEIR_FINE, or why not: see `why`, `key` and, of bad JSON, `at`. */
-static int weir_peek_body(weir_peek *k, const uint8_t *body, Py_ssize_t size, int depth_max) {
-    wj j = {.start = body, .end = body + size, .depth = 1, .depth_max = depth_max};
-    memset(k, 0, sizeof *k);
+/* WEIR_FINE, or why not: see `why`, `key` and, of bad JSON, `at`. At most `strings_max` strings are noted. The caller
+   frees them: weir_peek_end. */
+static int weir_peek_body(weir_peek *k, const uint8_t *body, Py_ssize_t size, int depth_max, uint32_t strings_max) {
+    wj j = {.start = body, .end = body + size, .depth = 1, .depth_max = depth_max, .strings = &k->strings};
+    memset(k, 0, offsetof(weir_peek, strings.own));
     for (int key = 0; key < WEIR_GOVERNED; key++) k->span[key] = (weir_span){-1, -1};
+    for (int part = 0; part < WEIR_PARTS; part++) k->part[part] = (weir_span){-1, -1};
     k->limit[0] = k->limit[1] = k->limit[2] = -1;
     k->choices = 1;
     k->key = -1;
+    k->body_bytes = size;
+    k->strings.at = k->strings.own;
+    k->strings.room = WJ_STRINGS_OWN;
+    k->strings.room_max = strings_max;
+    k->strings.incomplete = size > WJ_STRING_BYTES_MAX;
     int code = weir_peek_object(k, &j);
     if (code == WEIR_BAD_JSON) {
         k->why = j.why;
         k->at = j.at - j.start;
     }
     return code;
+}
+
+static void weir_peek_end(weir_peek *k) {
+    if (k->strings.at != k->strings.own) free(k->strings.at); /* NULL where nothing was peeked */
+}
+
+/* Bytes that it holds beside itself. */
+static size_t weir_peek_beside(const weir_peek *k) {
+    return k->strings.at == k->strings.own ? 0 : k->strings.room * sizeof(wj_string_at);
+}
+
+/* What a chat's messages say of calls. */
+typedef struct {
+    int64_t tools;    /* names in tool_calls */
+    int64_t parallel; /* runs of more than one of them: no role stands between calls of one message */
+    int64_t functions; /* names in function_call */
+    int64_t tool_results, function_results; /* messages in the role of a tool, of a function */
+} weir_prompt_calls;
+
+static void weir_peek_calls(const weir_peek *k, const uint8_t *body, weir_prompt_calls *found) {
+    int run = 0;
+    memset(found, 0, sizeof *found);
+    for (uint32_t i = 0; i < k->strings.used; i++) {
+        const wj_string_at *at = &k->strings.at[i];
+        const uint8_t *start = body + at->start;
+        if (at->kind == WJ_STRING_FUNCTION) found->functions++;
+        if (at->kind == WJ_STRING_CALL) {
+            found->tools++;
+            if (++run == 2) found->parallel++;
+        }
+        if (at->kind != WJ_STRING_ROLE) continue;
+        run = 0;
+        found->tool_results += WJ_IS(start, at->size, "tool");
+        found->function_results += WJ_IS(start, at->size, "function");
+    }
 }
 
 #endif

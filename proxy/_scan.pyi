@@ -82,6 +82,38 @@ class Peek:
     def messages(self) -> int:
         """Elements of `messages`."""
     @property
+    def tools_span(self) -> tuple[int, int]:
+        """Of the value, as the next four; of two equal keys the last."""
+    @property
+    def functions_span(self) -> tuple[int, int]: ...
+    @property
+    def tool_choice_span(self) -> tuple[int, int]: ...
+    @property
+    def function_call_span(self) -> tuple[int, int]: ...
+    @property
+    def response_format_span(self) -> tuple[int, int]: ...
+    @property
+    def incomplete(self) -> bool:
+        """The prompt has more than PROMPT_STRINGS_MAX strings: those that follow were not noted."""
+    @property
+    def strings(self) -> list[tuple[str, int, int]]:
+        """(kind, start, end) of every noted string, between its quotes, in the body's order. Kinds: `role`; `name`, a
+        message's own; `text`; `function` and `call`, the names in function_call and in tool_calls; `arguments`;
+        `image` and a detail, such as `image low`, the url of an image_url.
+        """
+    def image_urls(self) -> list[tuple[str, int, int]]:
+        """(detail, start, end) of every image's url: `auto` where none is said, `low`, `high`, `original`, or `other`
+        for one that is not known. An image without a url has an empty span.
+        """
+    def texts(self, body: bytes) -> list[bytes]:
+        """The noted strings decoded, without the images' urls. Errors as `with_usage`."""
+    def calls(self, body: bytes) -> tuple[int, int, int, int, int]:
+        """(names in tool_calls, messages with more than one of them, names in function_call, messages in the role of
+        a tool, messages in the role of a function). Errors as `with_usage`.
+        """
+    def __sizeof__(self) -> int:
+        """Bytes of this object and of the strings it notes."""
+    @property
     def end(self) -> int:
         """Offset of the object's closing brace."""
 
@@ -106,6 +138,8 @@ def peek(body: bytes) -> Peek:
       also the strings that are the value itself or elements of it;
     - every string and every key in `tools`, `functions` and `response_format`.
     An `image_url` is one image and no text; input_audio and file are neither: base64 is no text.
+
+    Strings of the first kind are also noted, one by one, and with them those under `role`, which text_bytes leaves out.
     """
 
 def with_usage(body: bytes, facts: Peek, model: bytes | None) -> bytes:

@@ -4,7 +4,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_DecodeUTF8
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free
 from libc.string cimport memchr, memcmp, memcpy
 
@@ -13,10 +13,11 @@ from proxy import bounds
 from proxy._scan_h cimport (
     WEIR_API_KEY, WEIR_AUTHORIZATION, WEIR_BAD_JSON, WEIR_BREAKS, WEIR_CONNECTION, WEIR_CONTENT_ENCODING,
     WEIR_CONTENT_LENGTH, WEIR_CONTENT_TYPE, WEIR_DUPLICATE_KEY, WEIR_EXPECT, WEIR_FINE, WEIR_FORWARD_FIRST,
-    WEIR_HOST, WEIR_INCLUDE_USAGE, WEIR_MODEL, WEIR_OTHER, WEIR_PLAIN, WEIR_STREAM_OPTIONS, WEIR_TRANSFER_ENCODING,
-    WEIR_X_API_KEY, WEIR_X_REQUEST_ID, WEIR_X_TENANT_ID, WJ_LEVELS, weir_field, weir_field_name, weir_hop_fields,
-    weir_host_fine, weir_param, weir_peek, weir_peek_body, weir_same, weir_span, weir_value_kind, weir_visible,
-    wj_decode, wj_str,
+    WEIR_FUNCTIONS, WEIR_FUNCTION_CALL, WEIR_HOST, WEIR_INCLUDE_USAGE, WEIR_MODEL, WEIR_OTHER, WEIR_PLAIN,
+    WEIR_RESPONSE_FORMAT, WEIR_STREAM_OPTIONS, WEIR_TOOLS, WEIR_TOOL_CHOICE, WEIR_TRANSFER_ENCODING, WEIR_X_API_KEY,
+    WEIR_X_REQUEST_ID, WEIR_X_TENANT_ID, WJ_LEVELS, WJ_STRING_IMAGE, weir_field, weir_field_name,
+    weir_hop_fields, weir_host_fine, weir_param, weir_peek, weir_peek_beside, weir_peek_body, weir_peek_calls,
+    weir_peek_end, weir_prompt_calls, weir_same, weir_span, weir_value_kind, weir_visible, wj_decode, wj_str, wj_string_at,
 )
 
 cdef extern from "_sse.h":
@@ -43,6 +44,7 @@ cdef enum:
     FORWARD_LINES_MAX = 16  # header lines for upstream: five names, some of which may stand on several lines
 
 cdef int depth_max = bounds.JSON_DEPTH_MAX
+cdef uint32_t strings_max = bounds.PROMPT_STRINGS_MAX
 cdef Py_ssize_t model_bytes_max = bounds.MODEL_BYTES_MAX
 cdef Py_ssize_t user_bytes_max = bounds.USER_BYTES_MAX
 cdef Py_ssize_t request_id_bytes_max = bounds.REQUEST_ID_BYTES_MAX
@@ -240,12 +242,33 @@ def read_head(tuple raw_headers not None, bytes tag_header not None=b"") -> Head
 
 # === a request's body ===
 
+STRING_KINDS = (
+    "role", "name", "text", "function", "call", "arguments",
+    "image auto", "image low", "image high", "image original", "image other",
+)
+
+
 class BadBody(Exception):
     """args: (code of errors.KINDS, detail, param or None)."""
 
 
 cdef tuple span_of(const weir_peek* k, int key):
     return (k.span[key].start, k.span[key].end)
+
+
+cdef tuple part_of(const weir_peek* k, int part):
+    return (k.part[part].start, k.part[part].end)
+
+
+cdef bytes decoded_at(const uint8_t* body, const wj_string_at* at):
+    """A noted string as it is meant, UTF-8."""
+    cdef const uint8_t* start = body + at.start
+    cdef wj_str text = wj_str(start=start, end=start + at.size, spare=0)
+    cdef bytes decoded
+    if not at.escaped:
+        return PyBytes_FromStringAndSize(<const char*>start, at.size)
+    decoded = PyBytes_FromStringAndSize(NULL, at.size)
+    return decoded[: wj_decode(&text, <uint8_t*>PyBytes_AS_STRING(decoded), at.size)]
 
 
 cdef str text_of(const wj_str* text, Py_ssize_t bytes_max, str key):
@@ -260,11 +283,18 @@ cdef str text_of(const wj_str* text, Py_ssize_t bytes_max, str key):
 @cython.final
 @cython.freelist(64)
 cdef class Peek:
-    """The governed facts of a JSON body and where they stand in it."""
+    """The governed facts of a JSON body and where they stand in it; see `_scan.pyi`."""
 
     cdef weir_peek k
     cdef readonly str model
     cdef readonly str user
+
+    def __dealloc__(self):
+        weir_peek_end(&self.k)
+
+    def __sizeof__(self):
+        """Bytes of this object and of what it holds beside itself."""
+        return Peek.__basicsize__ + weir_peek_beside(&self.k)
 
     @property
     def model_span(self):
@@ -312,6 +342,58 @@ cdef class Peek:
         return self.k.messages
 
     @property
+    def tools_span(self):
+        return part_of(&self.k, WEIR_TOOLS)
+
+    @property
+    def functions_span(self):
+        return part_of(&self.k, WEIR_FUNCTIONS)
+
+    @property
+    def tool_choice_span(self):
+        return part_of(&self.k, WEIR_TOOL_CHOICE)
+
+    @property
+    def function_call_span(self):
+        return part_of(&self.k, WEIR_FUNCTION_CALL)
+
+    @property
+    def response_format_span(self):
+        return part_of(&self.k, WEIR_RESPONSE_FORMAT)
+
+    @property
+    def incomplete(self):
+        return self.k.strings.incomplete != 0
+
+    @property
+    def strings(self):
+        cdef wj_string_at* at = self.k.strings.at
+        cdef uint32_t i
+        return [(STRING_KINDS[at[i].kind], at[i].start, at[i].start + at[i].size) for i in range(self.k.strings.used)]
+
+    def image_urls(self):
+        cdef wj_string_at* at = self.k.strings.at
+        cdef uint32_t i
+        return [
+            (STRING_KINDS[at[i].kind].removeprefix("image "), at[i].start, at[i].start + at[i].size)
+            for i in range(self.k.strings.used)
+            if at[i].kind >= WJ_STRING_IMAGE
+        ]
+
+    def texts(self, bytes body not None):
+        check_body(body, self)
+        cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(body)
+        cdef wj_string_at* at = self.k.strings.at
+        cdef uint32_t i
+        return [decoded_at(p, &at[i]) for i in range(self.k.strings.used) if at[i].kind < WJ_STRING_IMAGE]
+
+    def calls(self, bytes body not None):
+        check_body(body, self)
+        cdef weir_prompt_calls found
+        weir_peek_calls(&self.k, <const uint8_t*>PyBytes_AS_STRING(body), &found)
+        return (found.tools, found.parallel, found.functions, found.tool_results, found.function_results)
+
+    @property
     def end(self):
         return self.k.end
 
@@ -320,7 +402,8 @@ def peek(bytes body not None) -> Peek:
     """Strict JSON over the whole body, and its governed facts; see `_scan.pyi`."""
     cdef Peek facts = Peek.__new__(Peek)
     cdef weir_peek* k = &facts.k
-    cdef int code = weir_peek_body(k, <const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), depth_max)
+    cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(body)
+    cdef int code = weir_peek_body(k, start, PyBytes_GET_SIZE(body), depth_max, strings_max)
     if code != WEIR_FINE:
         if code == WEIR_BAD_JSON:
             raise BadBody("bad_json", f"{k.why.decode('ascii')}, at byte {k.at}", None)
@@ -374,7 +457,7 @@ cdef bytes with_model_only(bytes body, weir_peek* k, bytes model):
 
 cdef int check_body(bytes body, Peek facts) except -1:
     """The spans must lie in this body; a wrong one would be read past its end."""
-    if facts.k.end == 0 or facts.k.end >= PyBytes_GET_SIZE(body) or body[facts.k.end] != c"}":
+    if facts.k.end == 0 or facts.k.body_bytes != PyBytes_GET_SIZE(body) or body[facts.k.end] != c"}":
         raise ValueError("these facts are of another body")
     return 0
 

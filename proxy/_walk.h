@@ -1,4 +1,5 @@
-/* Walks JSON values and counts the text in them, by the keys that it stands under. */
+/* Walks JSON values and counts the text in them, by the keys that it stands under. Of a request it also notes where
+   the text stands. */
 
 #ifndef WEIR_WALK_H
 #define WEIR_WALK_H
@@ -16,9 +17,13 @@ enum {
     WJ_IMAGE,           /* counts as one image, and nothing below it as text */
     WJ_REASONING,       /* text of a model's reasoning, under the first of its two common names */
     WJ_REASONING_OTHER, /* and under the second: providers send both with the same text */
+    /* Of a request, text under a key that the count of tokens must know. */
+    WJ_ROLE,      /* noted, but not counted as text: it is the same for every call */
+    WJ_NAME,      /* as WJ_TEXT */
+    WJ_ARGUMENTS, /* as WJ_TEXT */
 };
 
-enum { WJ_REQUEST, WJ_ANSWER }; /* whose keys: `side` of a walk */
+enum { WJ_REQUEST, WJ_ANSWER, WJ_NEITHER }; /* whose keys: `side` of a walk; WJ_NEITHER only skips */
 
 /* Keys inside messages, prompt and input. What we do not know may still contain what we know. */
 static int wj_request_class(const wj_str *key) {
@@ -27,13 +32,16 @@ static int wj_request_class(const wj_str *key) {
     const uint8_t *name = wj_name(key, buffer, &n);
     switch (n) {
     case 4:
-        if (WJ_LIKE("text") || WJ_LIKE("name")) return WJ_TEXT;
+        if (WJ_LIKE("text")) return WJ_TEXT;
+        if (WJ_LIKE("role")) return WJ_ROLE;
+        if (WJ_LIKE("name")) return WJ_NAME;
         return WJ_LIKE("file") ? WJ_SKIP : WJ_ENTER;
     case 5: return WJ_LIKE("input") ? WJ_TEXT : WJ_ENTER; /* of a custom tool's call */
     case 6: return WJ_LIKE("output") ? WJ_TEXT : WJ_ENTER; /* of a function, in Responses' input */
     case 7: return WJ_LIKE("content") || WJ_LIKE("refusal") ? WJ_TEXT : WJ_ENTER;
     case 9:
-        if (WJ_LIKE("arguments") || WJ_LIKE("reasoning")) return WJ_TEXT;
+        if (WJ_LIKE("reasoning")) return WJ_TEXT;
+        if (WJ_LIKE("arguments")) return WJ_ARGUMENTS;
         return WJ_LIKE("image_url") ? WJ_IMAGE : WJ_ENTER;
     case 11: return WJ_LIKE("input_audio") ? WJ_SKIP : WJ_ENTER;
     case 17: return WJ_LIKE("reasoning_content") ? WJ_TEXT : WJ_ENTER;
@@ -74,6 +82,74 @@ WJ_INLINE void wj_count_text(wj *j, int class, const wj_str *s) {
     else if (class == WJ_REASONING_OTHER) j->reasoning_other += wj_length(s);
 }
 
+static const uint8_t *wj_skip_strict(wj *j, const uint8_t *p);
+
+/* === where a request's text stands === */
+
+/* Notes [start, end) unless there are too many: then the strings are known to be incomplete. */
+WJ_INLINE void wj_note(wj *j, int kind, const uint8_t *start, const uint8_t *end, int escaped) {
+    wj_strings *strings = j->strings;
+    if (strings->incomplete) return;
+    if (__builtin_expect(strings->used == strings->room, 0) && !wj_strings_grow(strings)) {
+        strings->incomplete = 1;
+        return;
+    }
+    strings->at[strings->used++] = (wj_string_at){
+        (uint32_t)(start - j->start), (uint32_t)(end - start), (uint32_t)kind, (uint32_t)escaped,
+    };
+}
+
+/* A string of a request, `depth` objects and arrays below the value of its outer key: 2 inside a chat message. */
+static __attribute__((noinline)) void wj_note_text(wj *j, int class, const wj_str *s, int depth) {
+    static const uint8_t kinds[] = {
+        [WJ_TEXT] = WJ_STRING_TEXT, [WJ_ROLE] = WJ_STRING_ROLE, [WJ_NAME] = WJ_STRING_NAME,
+        [WJ_ARGUMENTS] = WJ_STRING_ARGUMENTS,
+    };
+    int kind = kinds[class];
+    if (class == WJ_ENTER) return;
+    if (class != WJ_ROLE) j->text += wj_length(s);
+    if (class == WJ_ALL) return;
+    if (class == WJ_NAME && depth != 2) kind = depth == 3 ? WJ_STRING_FUNCTION : WJ_STRING_CALL;
+    wj_note(j, kind, s->start, s->end, s->spare != 0);
+}
+
+/* p is the value of an image_url: a url, or an object with `url` and `detail`; null is no image. `j->depth` objects and
+   arrays are open around it. What cannot be read is still an image, with an empty url. */
+static __attribute__((noinline)) const uint8_t *wj_image(wj *j, const uint8_t *p) {
+    static const char *const details[] = {"auto", "low", "high", "original"};
+    uint8_t buffer[WJ_NAME_MAX + 1];
+    wj_str url = {p, p, 0}, key, detail;
+    int kind = WJ_STRING_IMAGE, members = 0, more;
+    if (*p == 'n') return wj_skip_strict(j, p);
+    if (*p == '"') p = wj_string(j, p, &url, 1);
+    else if (*p != '{') p = wj_skip_strict(j, p);
+    else {
+        if (j->depth >= j->depth_max) return wj_fail(j, p, "it is nested too deeply");
+        j->depth++;
+        p++;
+        while ((more = wj_member(j, &p, &key, &members, 1)) == 1) {
+            size_t n;
+            const uint8_t *name = wj_name(&key, buffer, &n);
+            if (*p == '"' && n == 3 && WJ_LIKE("url")) p = wj_string(j, p, &url, 1);
+            else if (*p == '"' && n == 6 && WJ_LIKE("detail")) {
+                p = wj_string(j, p, &detail, 1);
+                if (!p) return NULL;
+                name = wj_name(&detail, buffer, &n);
+                kind = WJ_STRING_IMAGE_OTHER;
+                for (int i = 0; i < 4; i++)
+                    if (n == strlen(details[i]) && memcmp(name, details[i], n) == 0) kind = WJ_STRING_IMAGE + i;
+            } else p = wj_skip_strict(j, p);
+            if (!p) return NULL;
+        }
+        j->depth--;
+        if (more < 0) return NULL;
+    }
+    if (!p) return NULL;
+    j->images++;
+    wj_note(j, kind, url.start, url.end, url.spare != 0);
+    return p;
+}
+
 /* Walks any value, iteratively. `class` says what its strings mean; `j->depth` objects are open around it. */
 WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int strict, const int side) {
     enum { ARRAY = 0x80 };
@@ -85,15 +161,20 @@ WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int s
 value:
     p = wj_space(p, end);
     if (p == end) return wj_fail(j, p, "a value is expected");
-    if (class == WJ_IMAGE) {
-        if (*p != 'n') j->images++; /* null is no image */
-        class = WJ_SKIP;
+    if (side == WJ_REQUEST && class == WJ_IMAGE) {
+        j->depth += depth;
+        p = wj_image(j, p);
+        j->depth -= depth;
+        if (!p) return NULL;
+        goto next;
     }
     switch (*p) {
     case '"':
         p = wj_string(j, p, &s, strict);
         if (!p) return NULL;
-        if (class != WJ_SKIP) wj_count_text(j, class, &s);
+        if (class == WJ_SKIP) break;
+        if (side == WJ_REQUEST) wj_note_text(j, class, &s, depth);
+        else wj_count_text(j, class, &s);
         break;
     case '{':
         if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
@@ -125,7 +206,8 @@ value:
         break;
     default:
         p = wj_number(j, p, strict);
-        if (class == WJ_TEXT && depth && level[depth - 1] & ARRAY) j->numbers++;
+        if ((class == WJ_TEXT || class == WJ_NAME || class == WJ_ARGUMENTS) && depth && level[depth - 1] & ARRAY)
+            j->numbers++;
     }
     if (!p) return NULL;
 next:
@@ -162,6 +244,8 @@ key:
     p++;
     goto value;
 }
+
+static const uint8_t *wj_skip_strict(wj *j, const uint8_t *p) { return wj_walk(j, p, WJ_SKIP, 1, WJ_NEITHER); }
 
 static const uint8_t *wj_walk_request(wj *j, const uint8_t *p, int class) {
     return wj_walk(j, p, class, 1, WJ_REQUEST);
