@@ -35,18 +35,20 @@ enum {
     WJ_STRING_IMAGE_OTHER,
 };
 
-#define WJ_STRING_BYTES_MAX ((1 << 27) - 1) /* of a body whose strings can be noted: above bounds.BODY_BYTES_MAX */
+#define WJ_STRING_BYTES_MAX ((1 << 26) - 1) /* of a body whose strings can be noted: above bounds.BODY_BYTES_MAX */
 #define WJ_STRINGS_OWN 16                   /* noted without malloc: most calls have fewer */
 
 typedef struct {
     uint32_t start;
-    uint32_t size : 27, kind : 4, escaped : 1;
+    uint32_t size : 26, kind : 4, escaped : 1;
+    uint32_t first : 1; /* of its message */
 } wj_string_at;
 
 typedef struct {
     wj_string_at *at;
     uint32_t used, room, room_max;
-    int incomplete; /* there were more than room_max, or no memory for them */
+    int incomplete;  /* there were more than room_max, or no memory for them */
+    int64_t message; /* which element of `messages` the last one stood in */
     wj_string_at own[WJ_STRINGS_OWN];
 } wj_strings;
 
@@ -76,6 +78,7 @@ typedef struct {
     int64_t elements; /* of the value itself, where a walk began at an array */
     int64_t numbers;  /* numbers that are elements of an array of texts: token ids */
     wj_strings *strings; /* of a request: where its text stands */
+    int64_t unread;      /* of a request: parts of a message that are neither text nor image */
 } wj;
 
 typedef struct {

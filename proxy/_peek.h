@@ -50,6 +50,7 @@ typedef struct {
     int64_t limit[3]; /* max_tokens, max_completion_tokens, max_output_tokens; -1 without one */
     int64_t choices;
     int64_t text_bytes, images, token_ids, messages;
+    int64_t unread; /* audio and files in messages */
     Py_ssize_t end; /* of the outer object: its closing brace */
     Py_ssize_t body_bytes;
     int members;    /* of the outer object */
@@ -213,6 +214,7 @@ static int weir_peek_object(weir_peek *k, wj *j) {
             const int class = weir_text_class(folded, n, &part);
             const int64_t numbers = j->numbers;
             j->elements = 0;
+            k->strings.message = -1;
             p = wj_walk_request(j, p, class);
             if (!p) return WEIR_BAD_JSON;
             if (class == WJ_ENTER) k->messages += j->elements;
@@ -242,6 +244,7 @@ static int weir_peek_object(weir_peek *k, wj *j) {
     }
     k->text_bytes = j->text;
     k->images = j->images;
+    k->unread = j->unread;
     return weir_odd(k, odd);
 }
 
@@ -280,7 +283,7 @@ static size_t weir_peek_beside(const weir_peek *k) {
 /* What a chat's messages say of calls. */
 typedef struct {
     int64_t tools;    /* names in tool_calls */
-    int64_t parallel; /* runs of more than one of them: no role stands between calls of one message */
+    int64_t parallel; /* messages with more than one of them */
     int64_t functions; /* names in function_call */
     int64_t tool_results, function_results; /* messages in the role of a tool, of a function */
 } weir_prompt_calls;
@@ -291,16 +294,35 @@ static void weir_peek_calls(const weir_peek *k, const uint8_t *body, weir_prompt
     for (uint32_t i = 0; i < k->strings.used; i++) {
         const wj_string_at *at = &k->strings.at[i];
         const uint8_t *start = body + at->start;
+        if (at->first) run = 0;
         if (at->kind == WJ_STRING_FUNCTION) found->functions++;
         if (at->kind == WJ_STRING_CALL) {
             found->tools++;
             if (++run == 2) found->parallel++;
         }
         if (at->kind != WJ_STRING_ROLE) continue;
-        run = 0;
         found->tool_results += WJ_IS(start, at->size, "tool");
         found->function_results += WJ_IS(start, at->size, "function");
     }
+}
+
+/* The last text of the first message in the role of system or developer, NULL without one. */
+static const wj_string_at *weir_peek_system(const weir_peek *k, const uint8_t *body) {
+    const wj_string_at *text = NULL;
+    int system = 0;
+    for (uint32_t i = 0; i < k->strings.used; i++) {
+        const wj_string_at *at = &k->strings.at[i];
+        const uint8_t *start = body + at->start;
+        if (at->first) {
+            if (system && text) return text;
+            text = NULL;
+            system = 0;
+        }
+        if (at->kind == WJ_STRING_TEXT) text = at;
+        if (at->kind == WJ_STRING_ROLE)
+            system = WJ_IS(start, at->size, "system") || WJ_IS(start, at->size, "developer");
+    }
+    return system ? text : NULL;
 }
 
 #endif

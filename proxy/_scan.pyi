@@ -107,6 +107,11 @@ class Peek:
         """
     def texts(self, body: bytes) -> list[bytes]:
         """The noted strings decoded, without the images' urls. Errors as `with_usage`."""
+    @property
+    def unread(self) -> int:
+        """Parts of the messages that are neither text nor image: audio and files."""
+    def system(self, body: bytes) -> bytes | None:
+        """The last text of the first message in the role of system or developer. Errors as `with_usage`."""
     def calls(self, body: bytes) -> tuple[int, int, int, int, int]:
         """(names in tool_calls, messages with more than one of them, names in function_call, messages in the role of
         a tool, messages in the role of a function). Errors as `with_usage`.

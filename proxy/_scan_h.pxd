@@ -41,6 +41,7 @@ cdef extern from "_peek.h":
         int64_t images
         int64_t token_ids
         int64_t messages
+        int64_t unread
         Py_ssize_t end
         Py_ssize_t body_bytes
         int members
@@ -61,6 +62,7 @@ cdef extern from "_peek.h":
         int64_t functions
         int64_t tool_results
         int64_t function_results
+    const wj_string_at* weir_peek_system(const weir_peek* k, const uint8_t* body) noexcept
     void weir_peek_calls(const weir_peek* k, const uint8_t* body, weir_prompt_calls* found) noexcept
 
 cdef extern from "_head.h":

@@ -96,7 +96,9 @@ WJ_INLINE void wj_note(wj *j, int kind, const uint8_t *start, const uint8_t *end
     }
     strings->at[strings->used++] = (wj_string_at){
         (uint32_t)(start - j->start), (uint32_t)(end - start), (uint32_t)kind, (uint32_t)escaped,
+        strings->message != j->elements,
     };
+    strings->message = j->elements;
 }
 
 /* A string of a request, `depth` objects and arrays below the value of its outer key: 2 inside a chat message. */
@@ -239,6 +241,7 @@ key:
     class = level[depth - 1];
     if (class == WJ_ALL) j->text += wj_length(&s);
     else if (class != WJ_SKIP) class = side == WJ_REQUEST ? wj_request_class(&s) : wj_answer_class(&s);
+    if (side == WJ_REQUEST && class == WJ_SKIP) j->unread += level[depth - 1] != WJ_SKIP;
     p = wj_space(p, end);
     if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected");
     p++;
