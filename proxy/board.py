@@ -1,6 +1,6 @@
 """The board: names of the arena's words, and a reader of its rows. One process writes each word, all may read it.
 
-Host words are written by the keeper, except the two generations, which whoever changed the thing raises. A column's
+Host words are written by the keeper, except the generations, which whoever changed the thing raises. A column's
 words are written by the worker whose life holds the column. Times are `clock.now_ns`, in nanoseconds.
 """
 
@@ -13,7 +13,7 @@ from proxy.bounds import COLUMNS
 
 # === host words: Arena.word(index) ===
 POLICY_GENERATION: Final = 0  # raised after a new policy snapshot has been renamed in place
-KEYS_GENERATION: Final = 1  # raised after a change of keys has been committed
+KEYS_GENERATION: Final = 1  # raised after a change has been committed that may have ended or narrowed keys
 KEEPER_HEARTBEAT_NS: Final = 2
 KEEPER_PID: Final = 3
 REDIS_STATE: Final = 4
@@ -23,10 +23,11 @@ JOURNAL_OLDEST_US: Final = 7  # age of the oldest record that the database does 
 RELOADS_OK: Final = 8
 RELOADS_FAILED: Final = 9
 DRAINING: Final = 10  # 1 once the whole host is going down
+KEYS_CREATED: Final = 11  # raised after a new key has been committed: what was unknown may be known now
 
 # === column words: Arena.column_word(column, index) ===
 COLUMN_POLICY_GENERATION: Final = 0  # the POLICY_GENERATION this worker serves from
-COLUMN_KEYS_GENERATION: Final = 1  # the KEYS_GENERATION it has acted on
+COLUMN_KEYS_GENERATION: Final = 1  # the KEYS_GENERATION up to which it has asked again about the keys it knows
 PID: Final = 2
 PLACE: Final = 3  # the supervisor's number of the worker
 STATE: Final = 4

@@ -20,6 +20,9 @@ MODEL_BYTES_MAX = 96  # longer model names are nobody's: refused as not found
 GRANTS_PER_KEY_MAX = 256  # (endpoint, model) pairs remembered for one key; a catch-all model makes their number open
 KEYS_CACHED_MAX = 100_000  # known keys in one worker, about 1 KB each
 KEYS_UNKNOWN_CACHED_MAX = 10_000  # digests known not to exist: a wrong key costs the database one look-up
+KEYS_RENEWED_MAX = 1000  # known keys looked up again in the background after a change; the others at their next use
+KEYS_RENEWED_AT_ONCE = 200  # in one query: about a millisecond of the event loop
+KEYS_RENEW_SECONDS = 0.2  # how often a worker looks whether keys have changed, to renew what it knows
 
 # === identity: tokens and the keys that prove them ===
 TOKEN_BYTES_MAX = 8000  # a whole token; REQUEST_LINE_BYTES_MAX leaves no room for more

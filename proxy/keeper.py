@@ -20,7 +20,7 @@ from proxy.keeping.page import Port
 from proxy.keeping.publish import Publisher
 from proxy.settings import Settings, masked
 from proxy.store.redis import RedisTransport, directory_id
-from proxy.store.store import BadData, SchemaMismatch, Store, StoreUnavailable
+from proxy.store.store import BadData, KeysMark, SchemaMismatch, Store, StoreUnavailable
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import KEEPER_COLUMN, Counters
 
@@ -79,7 +79,7 @@ class Keeper:
         self._ending = asyncio.Event()
         self._reload_asked = asyncio.Event()
         self._failed: BaseException | None = None
-        self._keys_mark: tuple[int, int, int] | None = None
+        self._keys_mark: KeysMark | None = None
         self._orphaned = False
 
     async def run(self) -> None:
@@ -130,6 +130,9 @@ class Keeper:
                 "stop what uses it or choose another port."
             ) from error
         await self._epochs.look()
+        if self._arena.word(board.DATABASE_STATE) == board.OK:
+            # The first look distrusts every key that workers know: before anybody is told that this keeper is ready.
+            await self._watch_keys()
         self._arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns())
         self._arena.set_word(board.KEEPER_PID, os.getpid())
         self._log.info("keeping", metrics_port=port)
@@ -177,9 +180,11 @@ class Keeper:
             mark = await self._store.keys_mark()
         except (StoreUnavailable, BadData):
             return
-        if mark != self._keys_mark:
-            # At the start too: nobody watched while there was no keeper.
-            self._keys_mark = mark
+        known, self._keys_mark = self._keys_mark, mark
+        if known is None or mark.made != known.made:
+            self._arena.raise_word(board.KEYS_CREATED)
+        # At the start too: nobody watched while there was no keeper. Fewer keys: an older copy was restored.
+        if known is None or mark.changed != known.changed or mark.made < known.made:
             self._arena.raise_word(board.KEYS_GENERATION)
 
     async def _expire(self) -> None:

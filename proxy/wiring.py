@@ -62,7 +62,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     counters = Counters(settings.data_dir / "metrics", epoch.column)
     lines = Lines(settings.log_requests, epoch=epoch.epoch, counters=counters)
     epoch.on_sync(lines.flush)
-    keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.key_by_digest)
+    keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.key_by_digest, store.keys_by_digests)
     house = House(
         loop,
         policy,

@@ -55,13 +55,14 @@ class Worker:
             self._front, sock=self._listener, backlog=4096, ssl=tls_context(self._settings)
         )
         self._say(board.STATE, board.SERVING)
-        beating = asyncio.create_task(self._beat())
+        beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._renew_keys())]
         try:
             await self._ending.wait()
             self._say(board.STATE, board.DRAINING_WORKER)
             await self._drain(server)
         finally:
-            beating.cancel()
+            for task in beside:
+                task.cancel()
             loop.remove_reader(self._lifeline)
 
     def _end(self) -> None:
@@ -98,7 +99,7 @@ class Worker:
             self._say(board.STREAMS, self._house.sweeper.running())
             self._say(board.LOOP_LAG_US, self._house.sweeper.lag_us())
             self._house.count_connections()
-            self._say(board.COLUMN_KEYS_GENERATION, arena.word(board.KEYS_GENERATION))
+            self._say(board.COLUMN_KEYS_GENERATION, self._house.keys.renewed)
             generation = arena.word(board.POLICY_GENERATION)
             if generation != arena.column_word(arena.column, board.COLUMN_POLICY_GENERATION):
                 try:
@@ -109,6 +110,12 @@ class Worker:
                 else:
                     self._say(board.COLUMN_POLICY_GENERATION, generation)
             await asyncio.sleep(bounds.HEARTBEAT_SECONDS / 5)
+
+    async def _renew_keys(self) -> None:
+        """After a change of keys, asks the database about those known here before their callers have to wait for it."""
+        while True:
+            await self._house.keys.renew()
+            await asyncio.sleep(bounds.KEYS_RENEW_SECONDS)
 
     def _say(self, word: int, value: int) -> None:
         arena = self._house.arena

@@ -12,7 +12,8 @@ import secrets
 import string
 import zlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 
 from proxy import board, bounds
 from proxy._fastpath import Arena, key_digest, key_well_formed
@@ -75,14 +76,31 @@ def principal_of(row: KeyRow) -> Principal:
 
 
 class Keys:
-    """The keys a worker knows. An entry holds while the generation word stands where it stood before the look-up."""
+    """The keys a worker knows. An entry holds while its word stands where it stood before the look-up.
 
-    def __init__(self, arena: Arena, pepper: bytes, look_up: Callable[[bytes], Awaitable[KeyRow | None]]) -> None:
+    For a known key that is the word of changes that may end one; for an unknown one, the word of new keys. A key that
+    is made for one tenant therefore sends no other key back to the database.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        pepper: bytes,
+        look_up: Callable[[bytes], Awaitable[KeyRow | None]],
+        look_up_all: Callable[[Sequence[bytes]], Awaitable[Sequence[KeyRow]]],
+    ) -> None:
         self._arena = arena
         self._pepper = pepper
         self._look_up = look_up
+        self._look_up_all = look_up_all
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._unknown: OrderedDict[bytes, int] = OrderedDict()
+        self._renewed = arena.word(board.KEYS_GENERATION)  # nothing is known yet that could be older
+
+    @property
+    def renewed(self) -> int:
+        """The last change of keys, by its generation, of which this worker knows what it did."""
+        return self._renewed
 
     def __repr__(self) -> str:
         return f"[Keys: {len(self._known)} known, {len(self._unknown)} unknown]"
@@ -99,30 +117,68 @@ class Keys:
         entry = self._known.get(digest)
         if entry is not None:
             return entry if entry.generation == generation else None
-        if self._unknown.get(digest) == generation:
+        if self._unknown.get(digest) == self._arena.word(board.KEYS_CREATED):
             raise Refusal("invalid_api_key")
         return None
 
     async def look_up(self, secret: bytes) -> Known:
         """Asks the database. Raises Refusal invalid_api_key, or store_unavailable when it cannot be asked."""
         digest = key_digest(secret, self._pepper)
-        # The word is read before the table: a change between the two makes this entry stale, never fresh.
+        # The words are read before the table: a change between the two makes this entry stale, never fresh.
         generation = self._arena.word(board.KEYS_GENERATION)
+        created = self._arena.word(board.KEYS_CREATED)
         try:
             row = await self._look_up(digest)
         except Exception as error:
             raise Refusal("store_unavailable") from error
         if row is None or row.revoked_us is not None:
-            self._known.pop(digest, None)
-            self._unknown[digest] = generation
-            if len(self._unknown) > bounds.KEYS_UNKNOWN_CACHED_MAX:
-                self._unknown.popitem(last=False)
+            self._forget(digest, created)
             raise Refusal("invalid_api_key")
         entry = Known(principal_of(row), generation)
         self._known[digest] = entry
         if len(self._known) > bounds.KEYS_CACHED_MAX:
             self._known.popitem(last=False)
         return entry
+
+    async def renew(self) -> None:
+        """After a change of keys: asks about the known ones again, so that not each of them has to at its next use.
+
+        Above all a change made shortly before the database goes away then leaves only the changed keys unusable.
+        What could not be asked stays stale, so a revocation is never forgotten; call it again, it is quick when there
+        is nothing to do. Of many keys only the latest looked up are renewed.
+        """
+        generation = self._arena.word(board.KEYS_GENERATION)
+        if generation == self._renewed:
+            return
+        created = self._arena.word(board.KEYS_CREATED)
+        latest = list(islice(reversed(self._known), bounds.KEYS_RENEWED_MAX))
+        for start in range(0, len(latest), bounds.KEYS_RENEWED_AT_ONCE):
+            digests = latest[start : start + bounds.KEYS_RENEWED_AT_ONCE]
+            try:
+                rows = {row.digest: row for row in await self._look_up_all(digests)}
+            except Exception:
+                return
+            for digest in digests:
+                self._renew(digest, rows.get(digest), generation, created)
+        self._renewed = generation
+
+    def _renew(self, digest: bytes, row: KeyRow | None, generation: int, created: int) -> None:
+        entry = self._known.get(digest)
+        if row is None or row.revoked_us is not None:
+            self._forget(digest, created)
+        elif entry is not None and entry.generation < generation:
+            # Else it is gone, or was looked up after this: that look-up knew more.
+            if entry.principal == principal_of(row):
+                entry.generation = generation
+            else:
+                self._known[digest] = Known(principal_of(row), generation)
+
+    def _forget(self, digest: bytes, created: int) -> None:
+        """From now on it is unknown. Revoked is for ever; one that does not exist may yet be made."""
+        self._known.pop(digest, None)
+        self._unknown[digest] = created
+        if len(self._unknown) > bounds.KEYS_UNKNOWN_CACHED_MAX:
+            self._unknown.popitem(last=False)
 
 
 def expired(principal: Principal) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from msgspec import Struct
 from sqlalchemy import Row, func, insert, select, update
@@ -50,6 +51,13 @@ def _key(row: Row[tuple[object, ...]]) -> KeyRow:
     )
 
 
+class KeysMark(NamedTuple):
+    """A look at the key table. While only `made` rises, every key that was valid still is, and still may the same."""
+
+    made: int  # rises with every new key
+    changed: int  # rises with whatever may have ended or narrowed one
+
+
 class Keys(Database):
     """Queries over `keys`. A change is committed when it returns: raise the generation word after that, not before."""
 
@@ -68,6 +76,11 @@ class Keys(Database):
             row = (await connection.execute(select(keys).where(keys.c.digest == digest))).first()
         return None if row is None else _key(row)
 
+    async def keys_by_digests(self, digests: Sequence[bytes]) -> list[KeyRow]:
+        """The keys with these digests, revoked and expired ones too, in no order; fewer when some do not exist."""
+        async with self.reading() as connection:
+            return [_key(row) for row in await connection.execute(select(keys).where(keys.c.digest.in_(digests)))]
+
     async def list_keys(self, tenant: str | None = None) -> list[KeyRow]:
         """Every key, oldest first, of one tenant or of all."""
         query = select(keys).order_by(keys.c.created_us, keys.c.key_id)
@@ -76,12 +89,12 @@ class Keys(Database):
         async with self.reading() as connection:
             return [_key(row) for row in await connection.execute(query)]
 
-    async def keys_mark(self) -> tuple[int, int, int]:
-        """Changes with every key that is made or revoked: what a host asks to learn of the others' changes."""
-        query = select(func.count(), func.coalesce(func.max(keys.c.created_us), 0), func.count(keys.c.revoked_us))
+    async def keys_mark(self) -> KeysMark:
+        """What a host asks to learn of the others' changes."""
+        query = select(func.count(), func.count(keys.c.revoked_us))
         async with self.reading() as connection:
-            count, newest, revoked = (await connection.execute(query.select_from(keys))).one()
-        return count, newest, revoked
+            made, revoked = (await connection.execute(query.select_from(keys))).one()
+        return KeysMark(made, revoked)
 
     async def revoke_key(self, key_id: str, at_us: int) -> bool:
         """Ends a key. False when there is no such key or it was revoked before (the first time stands)."""

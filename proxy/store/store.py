@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.store.database import BadData, SchemaMismatch, StoreUnavailable
-from proxy.store.keys import KeyRow, Keys
+from proxy.store.keys import KeyRow, Keys, KeysMark
 from proxy.store.migrate import migrate
 from proxy.store.persist import Persisted, Persisting
 from proxy.store.usage import Filters, Report, Reports
@@ -14,6 +14,7 @@ __all__ = [
     "Filters",
     "Finding",
     "KeyRow",
+    "KeysMark",
     "Persisted",
     "Report",
     "SchemaMismatch",

@@ -87,7 +87,7 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
         await store.insert_key(row)
     finally:
         await store.close()
-    _announce(process)
+    _announce(process, board.KEYS_CREATED)
     if args.json:
         print(json.dumps({**_public(row), "key": secret}))
     else:
@@ -118,7 +118,7 @@ async def _revoke(args: argparse.Namespace, process: Settings) -> None:
         await store.close()
     if not done:
         raise Wrong(f"no key {args.key_id!r} that is still in force; `weir keys list` names them")
-    _announce(process)
+    _announce(process, board.KEYS_GENERATION)
     print(json.dumps({"key_id": args.key_id, "revoked": True}) if args.json else f"{args.key_id} is revoked")
 
 
@@ -165,16 +165,17 @@ def replace_run_key(process: Settings, tenant: str) -> str:
             await store.insert_key(row)
         finally:
             await store.close()
-        _announce(process)
+        _announce(process, board.KEYS_GENERATION, board.KEYS_CREATED)
         return secret
 
     return asyncio.run(replace())
 
 
-def _announce(process: Settings) -> None:
+def _announce(process: Settings, first: int, *more: int) -> None:
     """Makes every worker of this host look again. After the commit: a word raised before it would announce nothing."""
     arena = Arena(str(process.data_dir / "arena"), boot_id())
-    arena.raise_word(board.KEYS_GENERATION)
+    for word in (first, *more):
+        arena.raise_word(word)
     arena.close()
 
 

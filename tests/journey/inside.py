@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +62,9 @@ async def inside(
         async def look_up(digest: bytes) -> KeyRow | None:
             return row if digest == row.digest else None
 
+        async def look_up_all(digests: Sequence[bytes]) -> list[KeyRow]:
+            return [row] if row.digest in digests else []
+
         epoch = Epoch.create(
             process.data_dir / "journal",
             str(process.data_dir / "arena"),
@@ -73,7 +76,7 @@ async def inside(
             fdatasync=fdatasync,
         )
         counters = Counters(process.data_dir / "metrics", epoch.column)
-        keys = Keys(epoch.arena, pepper.of(process.data_dir, process.pepper), look_up)
+        keys = Keys(epoch.arena, pepper.of(process.data_dir, process.pepper), look_up, look_up_all)
         policy = compile_policy(written.config)
         house = House(loop, policy, keys, epoch, make_pool, CallMetrics(counters), Lines("off"), strict=strict)
         front = Front(loop, serve, house)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from proxy import board, settings
-from proxy._fastpath import Arena
+from proxy import board, bounds, settings
+from proxy._fastpath import Arena, key_digest
 from proxy.clock import boot_id
-from proxy.identity.keys import new_secret
-from proxy.store.store import Store
+from proxy.errors import Refusal
+from proxy.identity.keys import Keys, new_secret
+from proxy.store.store import KeyRow, Store, StoreUnavailable
 from proxy.verbs.keys import new_row
 from tests.journey.calling import Answer, Client, chat, keys_verb, once
 from tests.journey.conftest import House
 from tests.servers import PostgresServer
 from tests.world.gateway import Gateway, wait_for
 from tests.world.process import UpstreamProcess
+
+PEPPER = bytes(32)
 
 
 async def many(weir: Gateway, key: str, count: int) -> list[Answer]:
@@ -73,7 +78,7 @@ def test_a_running_stream_outlives_its_key(trio: House) -> None:
 def test_an_expired_key_is_told_so(trio: House) -> None:
     """A key works until its time and not after it, without anybody announcing anything."""
     process = settings.load(trio.weir.config)
-    secret, row = new_row(process, "acme", "brief", seconds=2)
+    secret, row = new_row(process, "acme", "brief", seconds=4)
 
     async def insert() -> None:
         store = Store.open(process.database)
@@ -91,7 +96,7 @@ def test_an_expired_key_is_told_so(trio: House) -> None:
         assert {answer.code for answer in answers} <= {"", "expired_api_key"}
         return {(answer.status, answer.headers.get("x-should-retry")) for answer in answers} == {(401, "false")}
 
-    wait_for("the key to expire", all_refused, 10)
+    wait_for("the key to expire", all_refused)
 
 
 WRONG = ["", "wk_live_x", "sk-proj-something", "wk_live_" + "a" * 43 + "_" + "0" * 6, "wk_live_" + "a" * 5000, "wk\x7f"]
@@ -126,7 +131,7 @@ def test_a_well_formed_key_that_nobody_made(trio: House) -> None:
 
     asyncio.run(insert())
     arena = Arena(str(trio.weir.data / "arena"), boot_id(), -1)
-    arena.raise_word(board.KEYS_GENERATION)  # as `weir keys create` does
+    arena.raise_word(board.KEYS_CREATED)  # as `weir keys create` does
     arena.close()
     assert {answer.status for answer in asyncio.run(many(trio.weir, secret, 12))} == {200}
 
@@ -180,21 +185,169 @@ def test_a_narrow_key(trio: House) -> None:
     asyncio.run(story())
 
 
+def renewed(weir: Gateway, generation: int) -> bool:
+    """Whether the key table has changed so often, and every worker has asked again about the keys it knows."""
+    arena = Arena(str(weir.data / "arena"), boot_id(), -1)
+    try:
+        rows = board.Board(arena).rows()
+        return arena.word(board.KEYS_GENERATION) == generation and all(r.keys_generation == generation for r in rows)
+    finally:
+        arena.close()
+
+
+class Table:
+    """A key table in memory, and a worker's knowledge of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.arena = Arena(str(path / "arena"), boot_id(), -1)
+        self.rows: dict[bytes, KeyRow] = {}
+        self.asked = 0
+        self.away = False
+        self.meanwhile: Callable[[], None] | None = None  # happens while the database answers
+        self.keys = Keys(self.arena, PEPPER, self.look_up, self.look_up_all)
+
+    def make(self) -> bytes:
+        """A new key, committed and announced."""
+        secret = new_secret("live").encode()
+        digest = key_digest(secret, PEPPER)
+        self.rows[digest] = KeyRow(str(len(self.rows)), digest, "acme", "", None, (), None, None, "abcd", 1)
+        self.arena.raise_word(board.KEYS_CREATED)
+        return secret
+
+    def revoke(self, secret: bytes) -> None:
+        """Its end, committed and announced."""
+        digest = key_digest(secret, PEPPER)
+        self.rows[digest] = structs.replace(self.rows[digest], revoked_us=2)
+        self.arena.raise_word(board.KEYS_GENERATION)
+
+    async def look_up(self, digest: bytes) -> KeyRow | None:
+        return next(iter(await self.look_up_all([digest])), None)
+
+    async def look_up_all(self, digests: Sequence[bytes]) -> list[KeyRow]:
+        self.asked += 1
+        if self.away:
+            raise StoreUnavailable("away")
+        rows = [self.rows[digest] for digest in digests if digest in self.rows]
+        if self.meanwhile is not None:
+            self.meanwhile()
+        return rows
+
+    def refused(self, secret: bytes) -> bool:
+        """Whether the key is refused from memory."""
+        try:
+            self.keys.known(secret)
+        except Refusal as refusal:
+            return refusal.code == "invalid_api_key"
+        return False
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Iterator[Table]:
+    made = Table(tmp_path)
+    yield made
+    made.arena.close()
+
+
+def test_a_new_key_sends_no_other_back_to_the_database(table: Table) -> None:
+    """What is known stays known when a key is made; what was unknown is asked for again."""
+    first, stranger = table.make(), new_secret("live").encode()
+    known = asyncio.run(table.keys.look_up(first))
+    with pytest.raises(Refusal, match="invalid_api_key"):
+        asyncio.run(table.keys.look_up(stranger))
+    assert table.refused(stranger)
+    second = table.make()
+    assert table.keys.known(first) is known
+    assert table.keys.known(stranger) is None, "it might be the one that was just made"
+    assert asyncio.run(table.keys.look_up(second)).principal.tenant == "acme"
+
+
+def test_known_keys_are_renewed_after_a_revocation(table: Table) -> None:
+    """One query renews those that still hold, with what was worked out for them; the revoked one is refused at once."""
+    good, bad = table.make(), table.make()
+    known = asyncio.run(table.keys.look_up(good))
+    asyncio.run(table.keys.look_up(bad))
+    table.revoke(bad)
+    assert table.keys.known(good) is None, "nobody has asked yet whether it was this one"
+    assert table.keys.renewed == 0
+    table.asked = 0
+    asyncio.run(table.keys.renew())
+    asyncio.run(table.keys.renew())
+    assert (table.asked, table.keys.renewed) == (1, 1)
+    assert table.keys.known(good) is known
+    assert table.refused(bad)
+
+
+def test_a_key_that_cannot_be_renewed_stays_stale(table: Table) -> None:
+    """With the database away after a revocation nothing is believed: a revoked key must not come back."""
+    good, bad = table.make(), table.make()
+    for secret in (good, bad):
+        asyncio.run(table.keys.look_up(secret))
+    table.revoke(bad)
+    table.away = True
+    asyncio.run(table.keys.renew())
+    assert table.keys.known(good) is None
+    assert table.keys.known(bad) is None
+    with pytest.raises(Refusal, match="store_unavailable"):
+        asyncio.run(table.keys.look_up(good))
+    table.away = False
+    asyncio.run(table.keys.renew())
+    assert table.keys.known(good) is not None
+    assert table.refused(bad)
+
+
+def test_a_revocation_while_keys_are_renewed_is_not_lost(table: Table) -> None:
+    """The rows were read before the change: what they say is stale the moment it is known, and is asked again."""
+    first, second = table.make(), table.make()
+    for secret in (first, second):
+        asyncio.run(table.keys.look_up(secret))
+    table.arena.raise_word(board.KEYS_GENERATION)
+
+    def once_more() -> None:
+        table.meanwhile = None
+        table.revoke(second)
+
+    table.meanwhile = once_more
+    asyncio.run(table.keys.renew())
+    assert table.keys.known(second) is None
+    assert table.keys.known(first) is None
+    asyncio.run(table.keys.renew())
+    assert table.keys.known(first) is not None
+    assert table.refused(second)
+
+
+def test_only_the_latest_of_many_keys_are_renewed(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change costs a bounded number of questions; the other keys ask for themselves when they are used."""
+    monkeypatch.setattr(bounds, "KEYS_RENEWED_MAX", 5)
+    monkeypatch.setattr(bounds, "KEYS_RENEWED_AT_ONCE", 2)
+    secrets = [table.make() for _ in range(9)]
+    for secret in secrets:
+        asyncio.run(table.keys.look_up(secret))
+    table.arena.raise_word(board.KEYS_GENERATION)
+    table.asked = 0
+    asyncio.run(table.keys.renew())
+    assert table.asked == 3
+    assert [table.keys.known(secret) is not None for secret in secrets] == [False] * 4 + [True] * 5
+
+
 def test_the_database_goes_away(tmp_path: Path, own_postgres: PostgresServer) -> None:
     """With PostgreSQL killed a known key goes on; another is a 503 to retry; all is metered at the end."""
     database = own_postgres.url(own_postgres.create_database())
     with UpstreamProcess(tmp_path / "ledger.jsonl") as upstream:
         with Gateway(tmp_path, upstream.url, database=database) as weir:
-            unused = keys_verb(weir, "create", "--tenant", "acme")["key"]
+            ended = keys_verb(weir, "create", "--tenant", "acme")
             assert asyncio.run(once(weir, chat({"tokens": 1}), x_request_id="before")).status == 200
+            keys_verb(weir, "revoke", ended["key_id"])
+            wait_for("the keeper to see it, and the worker to renew the others", lambda: renewed(weir, 3))
+            # A key that is made ends no other: not in the instant before the database goes away either.
+            unused = keys_verb(weir, "create", "--tenant", "acme")["key"]
             own_postgres.kill()
             answers = asyncio.run(many(weir, weir.key, 10))
             assert {answer.status for answer in answers} == {200}
             refused = asyncio.run(once(weir, chat(), unused))
             assert (refused.status, refused.code) == (503, "store_unavailable")
             assert (refused.headers["x-should-retry"], refused.headers["x-weir-error"]) == ("true", "gateway")
-            wait_for("/readyz names it", lambda: b"database" in weir.get("/readyz", weir.port)[1], 10)
+            wait_for("/readyz names it", lambda: b"database" in weir.get("/readyz", weir.port)[1])
             own_postgres.start()
-            wait_for("the other key to work", lambda: asyncio.run(once(weir, chat(), unused)).status == 200, 20)
-            wait_for("every row", lambda: len(weir.rows()) == 12, 20)
+            wait_for("the other key to work", lambda: asyncio.run(once(weir, chat(), unused)).status == 200)
+            wait_for("every row", lambda: len(weir.rows()) == 12)
             weir.assert_at_rest()

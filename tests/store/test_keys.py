@@ -99,6 +99,41 @@ def test_a_revocation_is_seen_by_other_connections_at_once(url: str) -> None:
     run(work())
 
 
+def test_many_keys_at_once(url: str) -> None:
+    """A worker renews what it knows by one query: revoked keys come too, unknown digests do not."""
+
+    async def work() -> None:
+        store = Store.open(url)
+        for number in range(1, 5):
+            await store.insert_key(key(number))
+        await store.revoke_key("key_2", 7)
+        rows = await store.keys_by_digests([key(number).digest for number in (1, 2, 4, 9)])
+        assert {row.key_id: row.revoked_us for row in rows} == {"key_1": None, "key_2": 7, "key_4": None}
+        assert await store.keys_by_digests([]) == []
+        await store.close()
+
+    run(work())
+
+
+def test_the_mark_tells_new_keys_from_ended_ones(url: str) -> None:
+    """A host that watches the table learns what changed: only an end makes it distrust the keys it knows."""
+
+    async def work() -> None:
+        store = Store.open(url)
+        empty = await store.keys_mark()
+        await store.insert_key(key(1))
+        made = await store.keys_mark()
+        assert made.made > empty.made
+        assert made.changed == empty.changed
+        await store.revoke_key("key_1", 7)
+        ended = await store.keys_mark()
+        assert ended.made == made.made
+        assert ended.changed > made.changed
+        await store.close()
+
+    run(work())
+
+
 def test_keys_of_a_name_are_revoked_together(url: str) -> None:
     """`weir run` replaces its key: all valid ones of the tenant and name end, the others stay."""
 
