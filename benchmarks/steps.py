@@ -21,7 +21,7 @@ from typing import Any
 
 from proxy._fastpath import now_ns
 from proxy.accept import accept, read_body
-from proxy.admit import admit
+from proxy.admit import admit, count
 from proxy.authorise import authorise
 from proxy.call import Call, Outcome, Progress
 from proxy.clock import boot_id
@@ -131,7 +131,7 @@ async def _measure(batches: int) -> dict[str, float]:
         {"model": "bench", "messages": [{"role": "user", "content": text}], "temperature": 0.7, "max_tokens": 100}
     ).encode()
     times: dict[str, list[float]] = {
-        name: [] for name in ("accept", "identify", "authorise", "admit", "route", "meter")
+        name: [] for name in ("accept", "identify", "authorise", "count", "admit", "route", "meter")
     }
     with tempfile.TemporaryDirectory(prefix="weir-steps-") as directory, house(Path(directory)) as (made, secret):
         recorded = Recorded(secret, body)
@@ -171,6 +171,7 @@ async def _measure(batches: int) -> dict[str, float]:
             times["accept"].append((time.perf_counter_ns() - began) / BATCH / 1000)
             each("identify", lambda call: identify(call, made.keys), calls)
             each("authorise", lambda call: authorise(call, made.policy), calls)
+            each("count", lambda call: count(call, made), calls)
             each("admit", lambda call: admit(call, made), calls)
             each("route", route, calls)
             for call in calls:

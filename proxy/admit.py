@@ -1,4 +1,4 @@
-"""Step 4: take from every limit what this call may need, and open it in the journal. All or nothing."""
+"""Step 4: count the prompt, take from every limit what the call may need, open it in the journal. All or nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from proxy.call import Call, Grant, Opened
 from proxy.clock import wall_us
 from proxy.errors import Refusal
 from proxy.record import cut, encode_opened
-from proxy.tokens.estimate import prompt_tokens
 
 if TYPE_CHECKING:
     from proxy.house import House
@@ -24,22 +23,40 @@ _REFUSALS = {
 _CONCURRENCY_RETRY_MS = 250  # when a place will be free is not known: soon, as calls go
 
 
+def count(call: Call, house: House) -> bool:
+    """Fills the prompt's tokens. False when the text is too long for the loop: then await `count_aside`."""
+    grant = call.grant
+    if grant.limits is None:
+        bind(call, house)
+    tokenizer = grant.tokenizer
+    if not tokenizer.inline(call.facts):
+        return False
+    call.prompt_tokens, call.prompt_source = tokenizer.prompt(call.body, call.facts, call.endpoint.name)
+    return True
+
+
+async def count_aside(call: Call, house: House) -> None:
+    """The same in a thread. Nothing is held yet: a client that leaves meanwhile leaves nothing behind."""
+    call.prompt_tokens, call.prompt_source = await house.aside(
+        call.grant.tokenizer.prompt, call.body, call.facts, call.endpoint.name
+    )
+
+
 def admit(call: Call, house: House) -> None:
     """Holds requests, tokens and concurrency, and opens the call's slot. Raises Refusal and then holds nothing."""
     grant = call.grant
     limits = grant.limits
-    if limits is None:
-        limits = bind(call, house)
-    facts = call.facts
-    prompt = prompt_tokens(facts)
+    assert limits is not None
+    prompt = call.prompt_tokens
     burst = grant.token_burst
     if prompt > burst:
-        raise Refusal("request_too_large", f"about {prompt} tokens against at most {burst} at once")
+        about = "" if call.prompt_source == "counted" else "about "
+        raise Refusal("request_too_large", f"{about}{prompt} tokens against at most {burst} at once")
     reserved = min(prompt + answer_bound(call), burst)
     refusing = limits.acquire(call.arrived_ns, reserved)
     if refusing:
         raise over_limit(grant, limits, refusing, call.arrived_ns)
-    opened = call.opened = opened_record(call, prompt)
+    opened = call.opened = opened_record(call)
     slot = house.epoch.open(encode_opened(opened), limits.holds)
     if slot is None:
         limits.refund(call.arrived_ns, reserved)
@@ -59,8 +76,8 @@ def answer_bound(call: Call) -> int:
     return (asked if asked >= 0 else call.grant.answer_tokens_default) * facts.choices
 
 
-def bind(call: Call, house: House) -> Limits:
-    """Finds the grant's cells and routes, once. Raises Refusal limits_full when the arena has no room."""
+def bind(call: Call, house: House) -> None:
+    """Finds the grant's cells, routes and tokenizer, once. Raises Refusal limits_full when the arena has no room."""
     grant = call.grant
     effective = grant.effective
     try:
@@ -72,10 +89,10 @@ def bind(call: Call, house: House) -> Limits:
         raise Refusal("limits_full", retry_after_ms=1000) from None
     assert effective.model is not None
     grant.routes = house.routes(effective.model)
+    grant.tokenizer = house.tokenizer(effective.model)
     grant.answer_tokens_default = effective.model.answer_tokens_default
     grant.token_burst = limits.token_burst()
     grant.limits = limits
-    return limits
 
 
 def over_limit(grant: Grant, limits: Limits, refusing: int, now_ns: int) -> Refusal:
@@ -91,7 +108,7 @@ def over_limit(grant: Grant, limits: Limits, refusing: int, now_ns: int) -> Refu
     )
 
 
-def opened_record(call: Call, prompt: int) -> Opened:
+def opened_record(call: Call) -> Opened:
     """What the row must know if this process dies now. Cut to the bounds, so that it always fits its slot."""
     principal = call.known.principal
     facts = call.facts
@@ -110,10 +127,11 @@ def opened_record(call: Call, prompt: int) -> Opened:
         call.endpoint.name,
         facts.model or "",
         facts.stream,
-        prompt,
-        "estimated",
+        call.prompt_tokens,
+        call.prompt_source,
         wall_us(),
         *((0, 0, 0, "") if price is None else (price.prompt, price.cached, price.completion, price.version)),
+        call.grant.tokenizer.reasoning,
     )
 
 

@@ -1,4 +1,4 @@
-"""Answers that Weir writes itself: the model list, an upstream's error passed on, the end of a relayed answer."""
+"""What Weir answers itself: model list, count of tokens, an upstream's error passed on, the end of a relayed answer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from proxy.errors import Refusal
 from proxy.identify import identify, look_up
 from proxy.policy.effective import visible_models
 from proxy.policy.snapshot import Policy
+from proxy.tokenize import tokenize
 
 if TYPE_CHECKING:
     from proxy.house import House
@@ -26,6 +27,9 @@ async def own(call: Call, house: House) -> None:
         return
     if not identify(call, house.keys):
         await look_up(call, house.keys)
+    if call.endpoint.name == "tokenize":
+        await tokenize(call, house)
+        return
     models(call, house.policy)
 
 

@@ -27,7 +27,8 @@ def decide(call: Call, policy: Policy, model: str) -> Grant:
     known = call.known
     if len(model.encode()) > bounds.MODEL_BYTES_MAX:
         raise Refusal("model_not_found", ascii(model[:40] + "..."), param="model")
-    right = effective(policy, known.principal, model, call.endpoint.name)
+    rights = [effective(policy, known.principal, model, name) for name in call.endpoint.judged or (call.endpoint.name,)]
+    right = next((each for each in rights if each.allowed), rights[0])
     if right.refusal is not None:
         about_model = right.refusal.startswith("model_")
         raise Refusal(

@@ -43,6 +43,14 @@ JWKS_RETRY_SECONDS_MAX = 60  # between two tries while an issuer is away
 RSA_BITS_MIN = 2048  # NIST SP 800-131A: fewer are no longer allowed
 RSA_BITS_MAX = 8192  # a larger key costs milliseconds a token
 
+# Counting a text's tokens.
+TEXT_BYTES_INLINE = 12 * 1024  # counted on the loop: below a tenth of a millisecond of prose, below one of anything
+HUGGINGFACE_BYTES_INLINE = 1536  # the same for a tokenizer.json, at about 2 MB/s
+HUGGINGFACE_BYTES_MAX = 1024 * 1024  # half a second in a thread; a longer prompt is estimated
+COUNTING_THREADS = 2  # of one worker, for texts too long for its loop
+TOKENIZERS_MAX = 1024  # models of one worker whose bytes per token are remembered; a catch-all makes their number open
+TOKENIZE_PER_MINUTE_DEFAULT = 6000  # POST /v1/tokenize of a key whose calls are not limited: a hundred a second
+
 # === the wire: upstream ===
 UPSTREAM_HEAD_BYTES_MAX = 64 * 1024  # an answer's headers; above it is a fault, not a header
 UPSTREAM_INFORMATIONAL_MAX = 8  # 1xx answers before the real one: 100 and 103 are all that is seen

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from proxy.identity.keys import Known
     from proxy.policy.effective import Effective
     from proxy.policy.snapshot import Target, Upstream
+    from proxy.tokens.tokenizer import Tokenizer
     from proxy.upstreams.pool import Pool
 
 Termination = Literal["complete", "client_gone", "upstream_error", "budget_cut", "revoked", "timeout", "crash"]
@@ -143,10 +144,10 @@ class EpochEnd(Struct, array_like=True, frozen=True):
 class Grant:
     """What one key may do with one model at one endpoint under one policy, worked out once and kept with the key.
 
-    `limits` is bound to the arena's cells on first use, and `routes` to the worker's pools.
+    On first use `limits` is bound to the arena's cells, `routes` to the worker's pools, and `tokenizer` to the model's.
     """
 
-    __slots__ = ("answer_tokens_default", "effective", "limits", "routes", "token_burst")
+    __slots__ = ("answer_tokens_default", "effective", "limits", "routes", "token_burst", "tokenizer")
 
     def __init__(self, effective: Effective) -> None:
         self.effective = effective
@@ -154,6 +155,7 @@ class Grant:
         self.token_burst = 0
         self.answer_tokens_default = 0
         self.routes: tuple[Route, ...] = ()
+        self.tokenizer: Tokenizer
 
 
 class Route:
@@ -201,6 +203,8 @@ class Call:
         "known",
         "opened",
         "outcome",
+        "prompt_source",
+        "prompt_tokens",
         "relay",
         "request_id",
         "reserved_tokens",
@@ -224,6 +228,8 @@ class Call:
         # authorise
         self.grant: Grant
         # admit
+        self.prompt_tokens = 0
+        self.prompt_source: Source = "estimated"
         self.slot: Slot
         self.opened: Opened
         self.reserved_tokens = 0

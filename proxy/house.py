@@ -6,6 +6,8 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
 
 from proxy import board, bounds
 from proxy._fastpath import Arena, now_ns
@@ -19,8 +21,11 @@ from proxy.policy.snapshot import Model, Policy, Upstream
 from proxy.record import cut, encode_sent
 from proxy.telemetry.calls import CallMetrics
 from proxy.telemetry.log import Lines, Refused
+from proxy.tokens.tokenizer import Choice, Tokenizer, choose, tokenizer_of
 from proxy.upstreams.pool import Pool
 
+P = ParamSpec("P")
+T = TypeVar("T")
 UPSTREAM_BYTES_KEPT = 32
 SERVED_BYTES_KEPT = 56
 
@@ -50,6 +55,10 @@ class House:
         self.sweeper = Sweeper(loop)
         self._make_pool = make_pool
         self._pools: dict[str, tuple[Upstream, Pool]] = {}
+        self._tokenizers: dict[str, tuple[Choice, Tokenizer]] = {}
+        # A long text is counted beside the loop. Who only asks for a count has a thread apart, and slows no call.
+        self._counting = ThreadPoolExecutor(bounds.COUNTING_THREADS, "weir-count")
+        self._asked = ThreadPoolExecutor(1, "weir-asked")
         self._request_prefix = f"req_{secrets.token_hex(8)}"
         self._requests = 0
         self._counted: dict[str, int] = {}  # connections made, as far as the counters know
@@ -89,6 +98,24 @@ class House:
                 route.model_literal = json.dumps(name).encode()
             routes.append(route)
         return tuple(routes)
+
+    def tokenizer(self, model: Model) -> Tokenizer:
+        """What counts this model's tokens: one to a name, so that all its callers learn one ratio."""
+        choice = choose(model)
+        known = self._tokenizers.get(model.name)
+        if known is None or known[0] != choice:
+            if len(self._tokenizers) >= bounds.TOKENIZERS_MAX:
+                self._tokenizers.clear()
+            known = self._tokenizers[model.name] = (choice, tokenizer_of(choice))
+        return known[1]
+
+    async def aside(self, work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
+        """Runs a count in a thread, for a call."""
+        return await self.loop.run_in_executor(self._counting, work, *args)
+
+    async def asked(self, work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
+        """The same for a client that asked for nothing but the count."""
+        return await self.loop.run_in_executor(self._asked, work, *args)
 
     def pools(self) -> list[Pool]:
         """Every pool in use now."""
@@ -142,6 +169,8 @@ class House:
     def close(self) -> None:
         """Closes what holds sockets and timers. The epoch is the worker's to finish."""
         self.sweeper.close()
+        self._counting.shutdown(wait=False, cancel_futures=True)
+        self._asked.shutdown(wait=False, cancel_futures=True)
         for pool in self.pools():
             pool.close()
 

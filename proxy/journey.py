@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxy import answer
 from proxy.accept import accept, read_body, refuse
-from proxy.admit import admit
+from proxy.admit import admit, count, count_aside
 from proxy.authorise import authorise
 from proxy.errors import Refusal
 from proxy.exchange import Exchange
@@ -35,6 +35,8 @@ async def serve(exchange: Exchange, house: House) -> None:
             await look_up(call, house.keys)
         await read_body(call)
         authorise(call, policy)  # 3
+        if not count(call, house):
+            await count_aside(call, house)
         admit(call, house)  # 4: from here on something is held, and there will be a row
         try:
             call.route = choose(call.grant.routes, call.slot.call)  # 5

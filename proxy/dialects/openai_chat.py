@@ -13,11 +13,15 @@ from proxy.errors import Refusal
 
 
 class Endpoint(NamedTuple):
-    """One path a client may ask for. `suffix` follows the upstream's base url; "" means Weir answers itself."""
+    """One path a client may ask for. `suffix` follows the upstream's base url; "" means Weir answers itself.
+
+    `judged`: the endpoints of which the key must be allowed one, where that is not this one itself.
+    """
 
     name: str
     method: str
     suffix: str
+    judged: tuple[str, ...] = ()
 
 
 ENDPOINTS: dict[str, Endpoint] = {
@@ -25,6 +29,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/completions": Endpoint("completions", "POST", "/completions"),
     "/v1/embeddings": Endpoint("embeddings", "POST", "/embeddings"),
     "/v1/models": Endpoint("models", "GET", ""),
+    "/v1/tokenize": Endpoint("tokenize", "POST", "", ("chat.completions", "completions", "embeddings")),
     "/healthz": Endpoint("health", "GET", ""),
     "/readyz": Endpoint("health", "GET", ""),
 }

@@ -139,7 +139,7 @@ class Issuer(Struct, frozen=True, array_like=True):
     roles: dict[str, tuple[str, ...] | None]
 
 
-class Policy(Struct, frozen=True):
+class Policy(Struct, frozen=True, forbid_unknown_fields=True):
     """`prices` holds those of names that only the catch-all model `*` serves."""
 
     format: int

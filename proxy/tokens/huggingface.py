@@ -24,11 +24,16 @@ class BadTokenizer(Exception):
 
 
 class HuggingFace:
-    """One file's tokenizer, read on first use. Raises BadTokenizer there."""
+    """One file's tokenizer, read on first use, which takes a second for a large one. Raises BadTokenizer there."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._read: Tokenizer | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the file has been read."""
+        return self._read is not None
 
     def count(self, texts: Sequence[bytes]) -> int:
         """Tokens of all texts, each by itself, without a beginning or an end of its own. About 2 MB/s: for a thread."""

@@ -21,7 +21,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
         "adapters",
         ("_journal", "journal", "epochs", "_wire", "store", "identity", "upstreams", "telemetry", "locks", "places"),
     ),
-    ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "house")),
+    ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "tokenize", "house")),
     ("stories", ("journey", "flush")),
     ("planes", ("front",)),
     ("roots", ("worker", "wiring", "supervisor", "keeper", "keeping", "demo", "cli", "verbs", "parts", "__main__")),
