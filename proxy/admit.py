@@ -117,7 +117,7 @@ def opened_record(call: Call) -> Opened:
     if effective.tenant is not None and effective.tenant.tag_header is not None:
         tags = (*tags, *header_tag(call, effective.tenant.tag_header))
     price = effective.model.price if effective.model is not None else None
-    user = facts.user or ""
+    user = principal.user or facts.user or ""
     return Opened(
         principal.tenant,
         principal.key_id,

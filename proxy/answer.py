@@ -25,8 +25,8 @@ async def own(call: Call, house: House) -> None:
     if call.endpoint.name == "health":
         health(call, house)
         return
-    if not identify(call, house.keys):
-        await look_up(call, house.keys)
+    if not identify(call, house.keys, house.tokens):
+        await look_up(call, house.keys, house.tokens)
     if call.endpoint.name == "tokenize":
         await tokenize(call, house)
         return

@@ -35,6 +35,7 @@ class Principal(Struct, frozen=True):
     endpoints: tuple[str, ...] | None = None  # None: whatever tenant and plan allow
     models: tuple[str, ...] | None = None
     expires_us: int | None = None  # wall clock
+    user: str | None = None  # whom the credential itself proves; in the row it stands before the body's own word
 
 
 class Opened(Struct, array_like=True, frozen=True):

@@ -72,7 +72,33 @@ KINDS: dict[str, Kind] = {
     "missing_key": Kind(401, _BAD, "client", False, "No API key: send 'Authorization: Bearer wk_...'."),
     "invalid_api_key": Kind(401, _BAD, "client", False, "Incorrect API key provided."),
     "expired_api_key": Kind(401, _BAD, "client", False, "This API key has expired."),
-    "tenant_mismatch": Kind(403, _BAD, "client", False, "The API key does not belong to the tenant asked for."),
+    "tenant_mismatch": Kind(403, _BAD, "client", False, "The credential does not belong to the tenant asked for."),
+    "tenant_required": Kind(
+        403, _BAD, "client", False, "This credential is of several tenants: say which one in X-Tenant-ID."
+    ),
+    # identify, tokens: what is wrong is said, what would be right is between the client and its identity provider
+    "token_too_large": Kind(401, _BAD, "client", False, "The token is larger than {} bytes."),
+    "token_malformed": Kind(401, _BAD, "client", False, "The token cannot be read: {}."),
+    "token_issuer": Kind(401, _BAD, "client", False, "The token is not from an issuer that is trusted here."),
+    "token_algorithm": Kind(401, _BAD, "client", False, "The token is not signed in a way that is accepted here."),
+    "token_type": Kind(401, _BAD, "client", False, "The token is not of a type that is accepted here."),
+    "token_key": Kind(401, _BAD, "client", False, "The token is not signed with a key that its issuer has published."),
+    "token_signature": Kind(401, _BAD, "client", False, "The token's signature is not its issuer's."),
+    "token_audience": Kind(401, _BAD, "client", False, "The token is meant for another audience."),
+    "token_claim": Kind(401, _BAD, "client", False, "The token lacks the claim {}, or it is not what it should be."),
+    "token_expired": Kind(401, _BAD, "client", False, "The token has expired."),
+    "token_not_yet_valid": Kind(401, _BAD, "client", False, "The token is not valid yet."),
+    "token_revoked": Kind(401, _BAD, "client", False, "The user of this token may no longer call."),
+    "email_not_allowed": Kind(
+        403, _BAD, "client", False, "The token does not prove an e-mail address that may call here."
+    ),
+    "issuer_unavailable": Kind(
+        503,
+        "service_unavailable_error",
+        "gateway",
+        True,
+        "Weir cannot ask the token's issuer for its keys at this moment.",
+    ),
     # authorise
     "endpoint_not_allowed": Kind(403, _BAD, "client", False, "This API key may not use the endpoint {}."),
     "model_not_found": Kind(404, _BAD, "client", False, "The model {} does not exist or you do not have access to it."),

@@ -16,6 +16,7 @@ from proxy.call import Call, Route, Sent
 from proxy.clock import wall_us
 from proxy.errors import Refusal
 from proxy.identity.keys import Keys
+from proxy.identity.tokens import Tokens
 from proxy.journal import Epoch
 from proxy.policy.snapshot import Model, Policy, Upstream
 from proxy.record import cut, encode_sent
@@ -44,9 +45,11 @@ class House:
         lines: Lines,
         *,
         strict: bool,
+        tokens: Tokens | None = None,
     ) -> None:
         self.loop = loop
         self.keys = keys
+        self.tokens = tokens
         self.epoch = epoch
         self.arena: Arena = epoch.arena
         self.metrics = metrics
@@ -82,6 +85,8 @@ class House:
             if name not in pools or pools[name][1] is not pool:
                 pool.retire()
         self._pools = pools
+        if self.tokens is not None:
+            self.tokens.adopt(policy.issuers)
         self.policy = policy
 
     def routes(self, model: Model) -> tuple[Route, ...]:

@@ -1,17 +1,27 @@
-"""Step 2: whose credential is this? Nothing is asked of the network for a key this worker knows."""
+"""Step 2: whose credential is this? Nothing is asked of the network for one that this worker knows."""
 
 from __future__ import annotations
 
 from proxy.call import Call
 from proxy.errors import Refusal
 from proxy.identity.keys import Keys, expired
+from proxy.identity.tokens import Tokens
 
 
-def identify(call: Call, keys: Keys) -> bool:
-    """Fills `call.known` from memory. False when the database must be asked: then await `look_up`."""
+def identify(call: Call, keys: Keys, tokens: Tokens | None = None) -> bool:
+    """Fills `call.known` from memory. False when somebody must be asked: then await `look_up`.
+
+    A token has dots and a key has none. Without `tokens`, no issuer is trusted and a token is a malformed key.
+    """
     secret = call.head.authorization
     if secret is None:
         raise Refusal("missing_key")
+    if b"." in secret and tokens is not None:
+        found = tokens.known(secret, call.head.tenant, call.arrived_ns)
+        if found is None:
+            return False
+        call.known = found
+        return True
     known = keys.known(secret)
     if known is None:
         return False
@@ -20,10 +30,13 @@ def identify(call: Call, keys: Keys) -> bool:
     return True
 
 
-async def look_up(call: Call, keys: Keys) -> None:
-    """Fills `call.known` from the database."""
+async def look_up(call: Call, keys: Keys, tokens: Tokens | None = None) -> None:
+    """Fills `call.known` from the database and, for a token, by its issuer's keys."""
     secret = call.head.authorization
     assert secret is not None
+    if b"." in secret and tokens is not None:
+        call.known = await tokens.look_up(secret, call.head.tenant)
+        return
     call.known = await keys.look_up(secret)
     judge(call)
 

@@ -31,8 +31,8 @@ async def serve(exchange: Exchange, house: House) -> None:
         if not call.endpoint.suffix:
             await answer.own(call, house)
             return
-        if not identify(call, house.keys):  # 2
-            await look_up(call, house.keys)
+        if not identify(call, house.keys, house.tokens):  # 2
+            await look_up(call, house.keys, house.tokens)
         await read_body(call)
         authorise(call, policy)  # 3
         if not count(call, house):

@@ -9,7 +9,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from proxy.telemetry.families import BUCKETS_US, FAMILIES, HISTOGRAM_CELLS, Family
+from proxy.telemetry.families import BUCKETS_US, FAMILIES, HISTOGRAM_CELLS
+from proxy.telemetry.family import Family
 from proxy.telemetry.metrics import Counters, Series
 
 # A gauge's values by label values; a family that is absent here is absent from the page.

@@ -8,22 +8,8 @@ summed by the keeper; `keeper` values are worked out by the keeper at each scrap
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
-Type = Literal["counter", "gauge", "histogram"]
-Home = Literal["cells", "keeper"]
-
-
-class Family(NamedTuple):
-    """One metric: `labels` in the order in which `Counters.series` takes their values."""
-
-    name: str
-    type: Type
-    labels: tuple[str, ...]
-    help: str
-    advice: str
-    home: Home = "cells"
-
+from proxy.telemetry.family import Family
+from proxy.telemetry.identity import IDENTITY
 
 # Upper bounds of the time histograms in microseconds, for first bytes (milliseconds) and whole streams (minutes) alike.
 BUCKETS_US = (
@@ -198,6 +184,13 @@ _KEEPER = (
         (),
         "Damaged places met in the middle of journal segments.",
         "An alarm: the disk or the file system lost or changed data. The other records go on.",
+    ),
+    Family(
+        "weir_audit_damage_total",
+        "counter",
+        (),
+        "Times the audit log was found not to follow from its last anchor.",
+        "An alarm: rows were changed or removed. Run `weir audit verify`; keep the database and the anchors as they are.",
     ),
     Family(
         "weir_recoveries_total",
@@ -416,4 +409,4 @@ _KEEPER = (
     ),
 )
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (*_JOURNEY, *_KEEPER)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (*_JOURNEY, *IDENTITY, *_KEEPER)}

@@ -1,0 +1,91 @@
+"""The issuers that the policy names, each with its keys: adopted whole, as the policy is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from proxy.identity.claims import Json
+from proxy.identity.jwks import KeySet, published
+from proxy.policy.snapshot import Issuer
+from proxy.telemetry.metrics import Counters
+
+
+class Tally(Protocol):
+    """Who is told of what happens with an issuer, by the name it has in the policy."""
+
+    def refreshed(self, issuer: str, good: bool) -> None: ...
+
+    def retired(self, issuer: str) -> None: ...
+
+    def groups_left_out(self, issuer: str) -> None: ...
+
+
+class IssuerMetrics:
+    """The tally in this worker's counters."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+
+    def refreshed(self, issuer: str, good: bool) -> None:
+        """Counts a fetch of an issuer's keys, and says whether this worker goes by older ones from now on."""
+        counters = self._counters
+        counters.add(counters.series("weir_issuer_refreshes_total", issuer, "ok" if good else "failed"))
+        self._aged(issuer, 0 if good else 1)
+
+    def retired(self, issuer: str) -> None:
+        """An issuer that the policy no longer names has no aged keys."""
+        self._aged(issuer, 0)
+
+    def groups_left_out(self, issuer: str) -> None:
+        """Counts a token whose issuer left its groups out."""
+        self._counters.add(self._counters.series("weir_issuer_groups_left_out_total", issuer))
+
+    def _aged(self, issuer: str, value: int) -> None:
+        self._counters.cells[self._counters.series("weir_issuer_keys_aged", issuer)] = value
+
+
+class Issuers:
+    """Every issuer in use, by its `iss`. An issuer that a new policy does not change keeps its keys."""
+
+    def __init__(self, tally: Tally, fetch: Callable[[Issuer], Awaitable[Json]] = published) -> None:
+        self.tally = tally
+        self._fetch = fetch
+        self._sets: dict[str, KeySet] = {}
+
+    def __repr__(self) -> str:
+        return f"[Issuers: {', '.join(keys.issuer.name for keys in self._sets.values()) or 'none'}]"
+
+    def of(self, iss: object) -> KeySet | None:
+        """The issuer of exactly that name; None for one that nobody trusts."""
+        return self._sets.get(iss) if isinstance(iss, str) else None
+
+    def adopt(self, issuers: Mapping[str, Issuer]) -> bool:
+        """Takes the issuers of a new policy; whether anything changed. Call inside the running loop."""
+        wanted = {issuer.issuer: issuer for issuer in issuers.values()}
+        if wanted == {iss: keys.issuer for iss, keys in self._sets.items()}:
+            return False
+        for iss, keys in list(self._sets.items()):
+            if wanted.get(iss) != keys.issuer:
+                del self._sets[iss]
+                keys.retire()
+                self.tally.retired(keys.issuer.name)
+        for iss, issuer in wanted.items():
+            if iss not in self._sets:
+                self._sets[iss] = keys = KeySet(issuer, self._fetch, self._told(issuer.name))
+                keys.start()
+        return True
+
+    def _told(self, name: str) -> Callable[[bool], None]:
+        return lambda good: self.tally.refreshed(name, good)
+
+    def retire(self) -> None:
+        """Ends every fetch; nothing is trusted from now on."""
+        self.adopt({})
+
+    async def close(self) -> None:
+        """The same, and waits until the last fetch has ended."""
+        sets = list(self._sets.values())
+        self.retire()
+        await asyncio.gather(*(keys.close() for keys in sets))
