@@ -1,7 +1,8 @@
 """Named places where a test may kill or freeze this process: so that "whenever it dies" is shown and not hoped.
 
 `WEIR_FAILPOINTS="flush.after_commit=kill, flush.before_persist=stop@3"` sends SIGKILL, or SIGSTOP, to the own process
-when the named place is reached for the first, or the n-th, time. Unset, as in every real run, `reach` does nothing.
+when the named place is reached for the first, or the n-th, time, after a line on standard error that says so. Unset,
+as in every real run, `reach` does nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ def parse(text: str) -> dict[str, tuple[signal.Signals, int]]:
     return points
 
 
+def mark(name: str) -> bytes:
+    """The line on standard error by which a process says that it dies, or stops, at this place."""
+    return f"failpoint {name} in process {os.getpid()}\n".encode()
+
+
 def _nothing(name: str) -> None:
     """The failpoint of every real run."""
 
@@ -46,6 +52,8 @@ class _Armed:
             self.reached[name] += 1
             number, count = self.points[name]
             if self.reached[name] == count:
+                # Past every buffer: nobody has to guess afterwards why this process died.
+                os.write(2, mark(name))
                 os.kill(os.getpid(), number)
 
 

@@ -25,6 +25,7 @@ def test_a_process_dies_where_it_is_told_to(value: str, turns: int, code: int) -
     environment = dict(os.environ, WEIR_FAILPOINTS=value)
     done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, timeout=30)
     assert (done.returncode, done.stdout.count(b"1")) == (code, turns)
+    assert done.stderr.count(b"failpoint ") == (1 if code else 0), "it says by which place it died"
 
 
 @pytest.mark.parametrize("value", ["a", "a=", "a=die", "=kill", "a=kill@", "a=kill@0", "a=kill@x"])
