@@ -1,7 +1,8 @@
 """The board: names of the arena's words, and a reader of its rows. One process writes each word, all may read it.
 
-Host words are written by the keeper, except the generations, which whoever changed the thing raises. A column's
-words are written by the worker whose life holds the column. Times are `clock.now_ns`, in nanoseconds.
+Host words are written by the keeper, except the supervisor's own and the generations, which whoever changed the thing
+raises. A column's words are written by the worker whose life holds the column. Times are `clock.now_ns`, in
+nanoseconds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ RELOADS_OK: Final = 8
 RELOADS_FAILED: Final = 9
 DRAINING: Final = 10  # 1 once the whole host is going down
 KEYS_CREATED: Final = 11  # raised after a new key has been committed: what was unknown may be known now
+SUPERVISOR_HEARTBEAT_NS: Final = 12  # the supervisor's own; it stays when that is killed, and is 0 after an orderly end
 
 # === column words: Arena.column_word(column, index) ===
 COLUMN_POLICY_GENERATION: Final = 0  # the POLICY_GENERATION this worker serves from

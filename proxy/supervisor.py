@@ -62,6 +62,7 @@ class Supervisor:
             raise Refused(str(error)) from None
         self.port: int = self._sockets[0].getsockname()[1]
         self._arena.set_word(board.DRAINING, 0)
+        self._arena.set_word(board.SUPERVISOR_HEARTBEAT_NS, clock.now_ns())
         self._lifeline, self._lifeline_end = os.pipe()
         self._children: set[Child] = set()
         self._keeper: Part | None = None
@@ -189,7 +190,10 @@ class Supervisor:
         return None
 
     def _others_drain(self) -> bool:
-        """Whether workers of a supervisor that was killed still live on this data directory."""
+        """Whether workers of a supervisor that was killed still live on this data directory, or may yet begin to."""
+        beat_ns = self._arena.word(board.SUPERVISOR_HEARTBEAT_NS)
+        if beat_ns and clock.now_ns() - beat_ns < self._plan.starting_seconds_max * 1e9:
+            return True  # a worker that it had just started holds a socket, and is not on the board yet
         limit_ns = 2 * self._plan.heartbeat_seconds_max * 1e9
         return any(
             Path(f"/proc/{row.pid}").exists() and clock.now_ns() - row.heartbeat_ns < limit_ns
@@ -236,6 +240,7 @@ class Supervisor:
             if now_ns - last_ns > 4 * _WATCH_SECONDS * 1e9:
                 since_ns = now_ns  # this process itself was stopped, or the machine slept: so were the others
             last_ns = now_ns
+            self._arena.set_word(board.SUPERVISOR_HEARTBEAT_NS, now_ns)
             for child in tuple(self._children):
                 self._judge(child, now_ns, since_ns)
             self._judge_orphans(now_ns, since_ns)
@@ -403,6 +408,7 @@ class Supervisor:
         os.close(self._lifeline_end)
         os.close(self._lifeline)
         self._counters.close()
+        self._arena.set_word(board.SUPERVISOR_HEARTBEAT_NS, 0)
         self._arena.close()
         os.close(self._lock)
 

@@ -4,7 +4,7 @@
 
 Behaviours, for the tests of the supervisor: `serve`; `die` (exits 3 at once); `mute` (never gets ready); `hang`
 (serves, then blocks its loop for ever once DIR/hang exists); `slow` (holds each connection open until DIR/release
-exists). A second SIGTERM ends it at once, as with the real one.
+exists); `late` (is not on the board until DIR/release exists). A second SIGTERM ends it at once, as with the real one.
 """
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ def main() -> None:
         args.behaviour = file.read_text()
     if args.behaviour == "die":
         sys.exit(3)
+    while args.behaviour == "late" and not (args.claims / "release").exists():
+        time.sleep(0.01)
 
     async def life() -> None:
         await Stub(args).run()

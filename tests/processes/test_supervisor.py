@@ -16,7 +16,7 @@ import pytest
 
 from proxy import board, locks
 from proxy.places import CannotListen, bind
-from tests.processes.conftest import Site, alive, eventually
+from tests.processes.conftest import Site, alive, descendants, eventually
 
 
 def _wait(site: Site, number: int = -1) -> int:
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_replaced(site: Site) -> None:
 def test_a_silent_worker_is_killed_and_replaced(site: Site, how: str) -> None:
     """A worker that is stopped or whose loop is blocked gives no heartbeat: it is killed and its place serves again."""
     (site.claims / "behaviour").write_text("hang")
-    site.start()
+    site.start(heartbeat_seconds_max=2.0)
     rows = site.serving()
     (site.claims / "behaviour").write_text("serve")
     if how == "stopped":
@@ -92,6 +92,7 @@ def test_backoff_grows_to_its_bound_and_a_good_life_resets_it(site: Site) -> Non
     site.start(workers=1, backoff_seconds_max=0.3)
     (row,) = site.serving(1)
     (site.claims / "behaviour").write_text("die")
+    eventually("the supervisor has seen it serve", lambda: site.facts("ready"))
     time.sleep(1.1)  # long enough to count as a good life
     os.kill(row.pid, signal.SIGKILL)
     told = "worker 0 ended with exit code 3"
@@ -255,6 +256,40 @@ def test_a_new_supervisor_follows_a_killed_one(site: Site) -> None:
     assert site.counters.total("weir_tenant_requests_total", "stub") == before + 1
 
 
+def test_a_new_supervisor_shares_the_port_with_a_worker_that_was_just_started(site: Site) -> None:
+    """Nobody on the board holds the address, but an orphan that is not there yet: the new one serves beside it."""
+    (site.claims / "behaviour").write_text("late")
+    site.start(workers=1)
+    (started,) = eventually("it has its socket", lambda: site.facts("started"))
+    eventually("the worker is on its way", lambda: len(descendants(site.started[0].pid)) == 1)
+    site.note()
+    site.started[0].kill()
+    site.started[0].wait()
+    site.port = int(started["port"])
+    (orphan,) = [pid for pid in site.seen if alive(pid)]
+    (site.claims / "behaviour").write_text("serve")
+    site.start(workers=1)
+    (row,) = site.serving(1)
+    assert row.pid != orphan
+    (site.claims / "release").touch()
+    eventually("the orphan ends", lambda: not alive(orphan))
+    assert site.ask() == row.pid
+
+
+def test_after_an_orderly_end_a_taken_port_is_a_strangers(site: Site) -> None:
+    """What listens there now is no orphan of ours: sharing the port would take a part of somebody else's calls."""
+    process = site.start(workers=1)
+    site.serving(1)
+    process.send_signal(signal.SIGTERM)
+    assert _wait(site) == 0
+    (stranger,) = bind("127.0.0.1", site.port, 1)
+    try:
+        assert site.start(workers=1).wait(30) == 1
+        assert "is in use by another process" in site.log.read_text()
+    finally:
+        stranger.close()
+
+
 def test_a_frozen_orphan_is_killed(site: Site) -> None:
     """A worker stopped just after its supervisor died would swallow connections for ever: the next one kills it."""
     site.start(workers=1)
@@ -265,7 +300,7 @@ def test_a_frozen_orphan_is_killed(site: Site) -> None:
         site.started[0].wait()
         # Only now: the kernel wakes stopped processes when their parent's death orphans their group.
         os.kill(row.pid, signal.SIGSTOP)
-        site.start(workers=1)
+        site.start(workers=1, heartbeat_seconds_max=2.0)
         eventually("the frozen one is gone", lambda: not alive(row.pid))
         assert site.facts("a worker of an earlier supervisor gives no heartbeat and is killed")
     finally:
@@ -275,12 +310,12 @@ def test_a_frozen_orphan_is_killed(site: Site) -> None:
 
 def test_a_stopped_supervisor_judges_nobody_when_it_comes_back(site: Site) -> None:
     """Ages count from the supervisor's own pause at the earliest: no worker is killed for its absence."""
-    process = site.start()
+    process = site.start(heartbeat_seconds_max=2.5)
     rows = site.serving()
     process.send_signal(signal.SIGSTOP)
     for row in rows:
         os.kill(row.pid, signal.SIGSTOP)
-    time.sleep(1.5)  # beyond the heartbeat bound of one second
+    time.sleep(3)  # beyond the heartbeat bound
     process.send_signal(signal.SIGCONT)
     time.sleep(0.4)
     for row in rows:
