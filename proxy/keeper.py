@@ -15,6 +15,7 @@ from pathlib import Path
 from proxy import board, bounds, clock, locks
 from proxy._fastpath import Arena
 from proxy.board import Board
+from proxy.keeping.anchors import Anchors
 from proxy.keeping.epochs import Epochs
 from proxy.keeping.page import Port
 from proxy.keeping.publish import Publisher
@@ -28,6 +29,7 @@ _LOOK_SECONDS = 0.2  # between two looks at the journal: a dead worker is recove
 _MOVE_SECONDS = 0.1  # between two rounds of shipping when there was nothing to ship
 _CHECK_SECONDS = 0.5  # between two questions to Redis and the database about what arrived
 _KEYS_SECONDS = 0.5  # between two looks at the key table for changes made on other hosts
+_ANCHOR_SECONDS = 1.0  # between two looks at the audit log's head
 _RETENTION_SECONDS = 600.0
 _RECLAIM_SECONDS = 60.0
 _IDLE_CELL_SECONDS = 600.0  # a limit cell untouched for so long, and at rest, is given back
@@ -75,6 +77,7 @@ class Keeper:
             self._counters,
             log,
         )
+        self._anchors = Anchors(data_dir, self._store, self._counters, log)
         self._port = Port(Board(self._arena), self._counters, self._epochs, settings.journal.max_bytes)
         self._ending = asyncio.Event()
         self._reload_asked = asyncio.Event()
@@ -142,6 +145,7 @@ class Keeper:
             (self._epochs.look, _LOOK_SECONDS),
             (self._move, _MOVE_SECONDS),
             (self._watch_keys, _KEYS_SECONDS),
+            (self._anchors.look, _ANCHOR_SECONDS),
             (self._expire, _RETENTION_SECONDS),
             (self._reclaim, _RECLAIM_SECONDS),
         ]
@@ -221,6 +225,7 @@ class Keeper:
                     pass
                 await self._epochs.look()
                 await self._epochs.ask_positions()
+                await self._anchors.look(now=True)
 
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError):

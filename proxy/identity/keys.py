@@ -71,7 +71,7 @@ def principal_of(row: KeyRow) -> Principal:
         tags=tuple(row.tags),
         endpoints=None if row.endpoints is None else tuple(row.endpoints),
         models=None if row.models is None else tuple(row.models),
-        expires_us=row.expires_us,
+        expires_us=row.ends_us,
     )
 
 

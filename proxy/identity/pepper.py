@@ -1,4 +1,7 @@
-"""The key under which API keys are digested: `secret.key` in the data directory, made once, readable by its owner."""
+"""Keys of the data directory: files of 32 random bytes, made once, readable by their owner.
+
+`secret.key` is the one under which API keys are digested.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,14 @@ def of(data_dir: Path, reference: str | None) -> bytes:
 
 def ensure(data_dir: Path) -> bytes:
     """The pepper of this data directory; made on first use. Raises ValueError when the file is not ours to trust."""
-    path = data_dir / "secret.key"
+    return ensure_file(data_dir / "secret.key")
+
+
+def ensure_file(path: Path) -> bytes:
+    """The bytes of a key's file; made on first use. Raises ValueError when the file is not ours to trust."""
     if not path.exists():
-        data_dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".secret.key.{os.getpid()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(fd, secrets.token_bytes(PEPPER_BYTES).hex().encode() + b"\n")
@@ -38,7 +45,7 @@ def ensure(data_dir: Path) -> bytes:
 
 
 def read(path: Path) -> bytes:
-    """Reads a pepper file. Raises ValueError saying what is wrong with it."""
+    """Reads a key's file. Raises ValueError saying what is wrong with it."""
     if path.stat().st_mode & 0o077:
         raise ValueError(f"{path}: must be readable by its owner alone; run: chmod 600 {path}")
     return parse(path.read_bytes(), str(path))

@@ -1,4 +1,4 @@
-"""The two statements that carry the load, in each database's own words: many rows in, and which were there before."""
+"""The statements that carry the load, in each database's own words: many rows in, and which were there before."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy import bounds
 from proxy.flush.fold import GROUP_FIELDS, ROW_FIELDS, SUM_FIELDS, Key, Row
 from proxy.store.schema import usage, usage_rollup
 
@@ -45,6 +46,15 @@ _PG_ROLLUP = (
     f"SELECT * FROM unnest({_unnested(usage_rollup, _ROLLUP_FIELDS)}) "
     f"ON CONFLICT ({_quoted(GROUP_FIELDS)}) DO UPDATE SET {_SUMS}"
 )
+
+# The keys are locked in order, so that two flushers wait for each other and never deadlock.
+_PG_USED = (
+    "WITH due AS (SELECT key_id, used_us FROM keys JOIN unnest($1::text[], $2::int8[]) AS used(key_id, used_us) "
+    "USING (key_id) WHERE last_used_us IS NULL OR last_used_us <= used_us - $3::int8 "
+    "ORDER BY key_id FOR NO KEY UPDATE OF keys) "
+    "UPDATE keys SET last_used_us = due.used_us FROM due WHERE keys.key_id = due.key_id"
+)
+_LITE_USED = "UPDATE keys SET last_used_us = ?2 WHERE key_id = ?1 AND (last_used_us IS NULL OR last_used_us <= ?2 - ?3)"
 
 _LITE_INSERT = f"INSERT INTO usage ({_quoted(ROW_FIELDS)}) VALUES ({', '.join('?' * len(ROW_FIELDS))})"
 _LITE_KNOWN = "SELECT call, digest FROM usage WHERE epoch = ? AND call IN (SELECT value FROM json_each(?))"
@@ -105,3 +115,15 @@ async def add_to_rollups(connection: AsyncConnection, sums: dict[Row, list[int]]
         await connection.exec_driver_sql(_LITE_ROLLUP, lines)
     else:
         await connection.exec_driver_sql(_PG_ROLLUP, tuple(list(column) for column in zip(*lines, strict=True)))
+
+
+async def mark_used(connection: AsyncConnection, used: dict[str, int]) -> None:
+    """Moves the keys' last use on (key_id → wall clock, microseconds), where it is KEY_USED_SECONDS behind or more."""
+    if not used:
+        return
+    step = bounds.KEY_USED_SECONDS * 1_000_000
+    ids = sorted(used)
+    if connection.dialect.name == "sqlite":
+        await connection.exec_driver_sql(_LITE_USED, [(key_id, used[key_id], step) for key_id in ids])
+    else:
+        await connection.exec_driver_sql(_PG_USED, (ids, [used[key_id] for key_id in ids], step))

@@ -1,74 +1,215 @@
-"""API keys as the database keeps them: never the secret, only its keyed digest (DESIGN section 8)."""
+"""API keys as the database keeps them: never the secret, only its keyed digest (DESIGN section 8).
+
+Whoever changes a key says who it is. The judgement, the change and its record are one transaction; it is committed
+when the call returns: raise the generation word after that, not before.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, get_args
 
+import msgspec
 from msgspec import Struct
-from sqlalchemy import Row, func, insert, select, update
+from msgspec.structs import asdict, fields
+from sqlalchemy import ColumnElement, Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from proxy.store.database import Database
+from proxy.identity.actor import By
+from proxy.identity.roles import Action, Actor, Scope, allowed, may, may_issue
+from proxy.store.audit import Attempt, Auditing, NotDone, Notes
 from proxy.store.schema import keys
+
+Period = Literal["day", "month", "total"]
+PERIODS: tuple[Period, ...] = get_args(Period)
 
 
 class KeyRow(Struct, frozen=True):
-    """One key. Times are wall clock; `endpoints` and `models` None: whatever tenant and plan allow."""
+    """One key. Times are wall clock. None, where nothing else is said: whatever tenant and plan allow.
+
+    Limits are the key's own and stand below the tenant's and plan's: effective is the least of all.
+    """
 
     key_id: str
     digest: bytes  # 32 bytes
     tenant: str
-    name: str
-    owner: str | None
+    name: str  # a word for people
+    owner: str | None  # a user_id, or any word
     tags: tuple[tuple[str, str], ...]
     endpoints: tuple[str, ...] | None
     models: tuple[str, ...] | None
-    last4: str
+    last4: str  # of the secret
     created_us: int
     expires_us: int | None = None
     revoked_us: int | None = None
+    revoked_reason: str | None = None
+    created_by: str | None = None  # kind and id of the actor; None: older than the record of it
+    plan: str | None = None  # a plan's name: its rights and limits narrow this key too
+    rights: tuple[Action, ...] | None = None  # what it may administer in its tenant; None: nothing
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    budget_nanos: int | None = None  # nano-dollars per `budget_period`
+    budget_tokens: int | None = None  # per `budget_period`
+    budget_period: Period | None = None
+    networks: tuple[str, ...] | None = None  # CIDR blocks from which it may be used
+    predecessor: str | None = None  # key_id it replaces
+    successor: str | None = None  # key_id that replaces it
+    retires_us: int | None = None  # the end of the overlap with its successor
+    last_used_us: int | None = None  # no finer than KEY_USED_SECONDS; moves on without a record
+
+    @property
+    def ends_us(self) -> int | None:
+        """When it stops by itself: at its expiry or at the end of the overlap, whichever comes first."""
+        ends = [end for end in (self.expires_us, self.retires_us) if end is not None]
+        return min(ends, default=None)
+
+    @property
+    def scope(self) -> Scope:
+        """What it is narrowed to."""
+        return Scope(self.endpoints, self.models, self.networks, self.ends_us)
 
 
-def _names(value: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(value)
+_LISTS = ("endpoints", "models", "rights", "networks")
+_UNSAID = ("digest", "last_used_us")  # not part of a key's described state
 
 
-def _key(row: Row[tuple[object, ...]]) -> KeyRow:
-    return KeyRow(
-        key_id=row.key_id,
-        digest=bytes(row.digest),
-        tenant=row.tenant,
-        name=row.name,
-        owner=row.owner,
-        tags=tuple((name, value) for name, value in row.tags),
-        endpoints=_names(row.endpoints),
-        models=_names(row.models),
-        last4=row.last4,
-        created_us=row.created_us,
-        expires_us=row.expires_us,
-        revoked_us=row.revoked_us,
-    )
+def described(row: KeyRow) -> dict[str, Any]:
+    """A key as it may be shown and recorded: everything but the digest."""
+    return {**{name: value for name, value in asdict(row).items() if name not in _UNSAID}, "tags": dict(row.tags)}
 
 
-class KeysMark(NamedTuple):
-    """A look at the key table. While only `made` rises, every key that was valid still is, and still may the same."""
-
-    made: int  # rises with every new key
-    changed: int  # rises with whatever may have ended or narrowed one
+def actor_of(row: KeyRow) -> Actor:
+    """The actor that a service key is."""
+    return Actor("key", row.key_id, None, row.tenant, row.rights or (), row.scope)
 
 
-class Keys(Database):
-    """Queries over `keys`. A change is committed when it returns: raise the generation word after that, not before."""
+def _key(row: Row[Any]) -> KeyRow:
+    values = dict(row._mapping)
+    values["digest"] = bytes(values["digest"])
+    values["tags"] = tuple((name, value) for name, value in values["tags"])
+    values |= {name: tuple(values[name]) for name in _LISTS if values[name] is not None}
+    return KeyRow(**values)
 
-    async def insert_key(self, row: KeyRow) -> None:
-        """Adds a key. Raises BadData when its id or digest is taken."""
-        values = {name: getattr(row, name) for name in row.__struct_fields__}
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(insert(keys).values(values))
+assert {field.name for field in fields(KeyRow)} == set(keys.c.keys())
 
-        await self.writing(work)
+
+class Keys(Auditing):
+    """Queries over `keys`, and their writers."""
+
+    async def insert_key(self, row: KeyRow, by: By) -> None:
+        """Adds a key. Raises Forbidden, and BadData when its id or digest is taken."""
+
+        async def work(connection: AsyncConnection, notes: Notes) -> None:
+            may_issue(by.actor, row.tenant, row.owner, row.scope, row.rights or ())
+            made = msgspec.structs.replace(row, created_by=_name(by))
+            await connection.execute(insert(keys).values(asdict(made)))
+            notes.add("keys.create", row.tenant, row.key_id, None, described(made))
+
+        await self.audited(by, Attempt("keys.create", row.tenant, row.key_id), work)
+
+    async def rotate_key(
+        self, key_id: str, digest: bytes, new_id: str, last4: str, at_us: int, overlap_us: int, by: By
+    ) -> KeyRow:
+        """Makes a successor that differs in its secret; the old key stops after the overlap. Returns the successor.
+
+        A key that was to expire has a successor with as long a life. Raises Forbidden and NotDone: no such key, or it
+        has ended, or it has a successor.
+        """
+
+        async def work(connection: AsyncConnection, notes: Notes) -> KeyRow:
+            old = await self._found(connection, key_id, by, "keys.rotate")
+            if old.revoked_us is not None or (old.ends_us is not None and old.ends_us <= at_us):
+                raise NotDone(f"key {key_id} has ended; make a new one")
+            if old.successor is not None:
+                raise NotDone(f"key {key_id} was rotated already: {old.successor} replaces it")
+            life = None if old.expires_us is None else old.expires_us - old.created_us
+            new = msgspec.structs.replace(
+                old,
+                key_id=new_id,
+                digest=digest,
+                last4=last4,
+                created_us=at_us,
+                created_by=_name(by),
+                expires_us=None if life is None else at_us + life,
+                predecessor=key_id,
+                last_used_us=None,
+            )
+            may_issue(by.actor, new.tenant, new.owner, new.scope, new.rights or (), action="keys.rotate")
+            retired = msgspec.structs.replace(old, successor=new_id, retires_us=at_us + overlap_us)
+            await connection.execute(insert(keys).values(asdict(new)))
+            change = update(keys).where(keys.c.key_id == key_id)
+            await connection.execute(change.values(successor=new_id, retires_us=retired.retires_us))
+            notes.add("keys.create", new.tenant, new_id, None, described(new))
+            notes.add("keys.rotate", old.tenant, key_id, described(old), described(retired))
+            return new
+
+        return await self.audited(by, Attempt("keys.rotate", None, key_id), work)
+
+    async def revoke_key(self, key_id: str, at_us: int, by: By, reason: str = "") -> None:
+        """Ends a key. Raises Forbidden and NotDone: no such key, or revoked before (the first time stands)."""
+
+        async def work(connection: AsyncConnection, notes: Notes) -> None:
+            row = await self._found(connection, key_id, by, "keys.revoke")
+            if row.revoked_us is not None:
+                raise NotDone(f"key {key_id} is revoked already")
+            await self._revoke(connection, [row], at_us, reason, notes)
+
+        await self.audited(by, Attempt("keys.revoke", None, key_id), work)
+
+    async def revoke_keys(
+        self,
+        at_us: int,
+        by: By,
+        *,
+        tenant: str | None = None,
+        owner: str | None = None,
+        name: str | None = None,
+        reason: str = "",
+    ) -> list[str]:
+        """Ends every key that is still valid and fits all that is given; returns their ids.
+
+        An owner's keys in every tenant are the platform's to end. Raises Forbidden, and ValueError when nothing is
+        given: that would end all.
+        """
+        wanted = {"tenant": tenant, "owner": owner, "name": name}
+        conditions: list[ColumnElement[bool]] = [keys.c[word] == value for word, value in wanted.items() if value]
+        if not conditions:
+            raise ValueError("which keys? give a tenant, an owner or a name")
+        target = " ".join(f"{word}={value}" for word, value in wanted.items() if value)
+
+        async def work(connection: AsyncConnection, notes: Notes) -> list[str]:
+            may(by.actor, "keys.revoke", tenant, owner)
+            query = select(keys).where(*conditions, keys.c.revoked_us.is_(None)).order_by(keys.c.key_id)
+            rows = [_key(row) for row in await connection.execute(query.with_for_update())]
+            # The request itself is on record too: it also says what was meant when there was nothing to end.
+            notes.add("keys.revoke", tenant, target, None, {"revoked": len(rows)}, reason)
+            await self._revoke(connection, rows, at_us, reason, notes)
+            return [row.key_id for row in rows]
+
+        return await self.audited(by, Attempt("keys.revoke", tenant, target), work)
+
+    async def _revoke(
+        self, connection: AsyncConnection, rows: Sequence[KeyRow], at_us: int, reason: str, notes: Notes
+    ) -> None:
+        for start in range(0, len(rows), 500):
+            part = [row.key_id for row in rows[start : start + 500]]
+            change = update(keys).where(keys.c.key_id.in_(part))
+            await connection.execute(change.values(revoked_us=at_us, revoked_reason=reason or None))
+        for row in rows:
+            ended = msgspec.structs.replace(row, revoked_us=at_us, revoked_reason=reason or None)
+            notes.add("keys.revoke", row.tenant, row.key_id, described(row), described(ended), reason)
+
+    async def _found(self, connection: AsyncConnection, key_id: str, by: By, action: Action) -> KeyRow:
+        """The key, locked. One that the actor may not even see is as absent as one that is not there."""
+        query = select(keys).where(keys.c.key_id == key_id).with_for_update()
+        row = (await connection.execute(query)).first()
+        found = None if row is None else _key(row)
+        if found is None or not allowed(by.actor, "keys.read", found.tenant, found.owner):
+            raise NotDone(f"there is no key {key_id!r}")
+        may(by.actor, action, found.tenant, found.owner)
+        return found
 
     async def key_by_digest(self, digest: bytes) -> KeyRow | None:
         """The key with this digest, revoked and expired ones too, or None."""
@@ -81,33 +222,16 @@ class Keys(Database):
         async with self.reading() as connection:
             return [_key(row) for row in await connection.execute(select(keys).where(keys.c.digest.in_(digests)))]
 
-    async def list_keys(self, tenant: str | None = None) -> list[KeyRow]:
-        """Every key, oldest first, of one tenant or of all."""
+    async def list_keys(self, tenant: str | None = None, owner: str | None = None) -> list[KeyRow]:
+        """Every key, oldest first, of one tenant or of all, of one owner or of all."""
         query = select(keys).order_by(keys.c.created_us, keys.c.key_id)
         if tenant is not None:
             query = query.where(keys.c.tenant == tenant)
+        if owner is not None:
+            query = query.where(keys.c.owner == owner)
         async with self.reading() as connection:
             return [_key(row) for row in await connection.execute(query)]
 
-    async def keys_mark(self) -> KeysMark:
-        """What a host asks to learn of the others' changes."""
-        query = select(func.count(), func.count(keys.c.revoked_us))
-        async with self.reading() as connection:
-            made, revoked = (await connection.execute(query.select_from(keys))).one()
-        return KeysMark(made, revoked)
 
-    async def revoke_key(self, key_id: str, at_us: int) -> bool:
-        """Ends a key. False when there is no such key or it was revoked before (the first time stands)."""
-        return await self._revoke((keys.c.key_id == key_id,), at_us) > 0
-
-    async def revoke_keys_named(self, tenant: str, name: str, at_us: int) -> int:
-        """Ends every key of this name that is still valid; returns how many there were."""
-        return await self._revoke((keys.c.tenant == tenant, keys.c.name == name), at_us)
-
-    async def _revoke(self, which: Sequence[object], at_us: int) -> int:
-        query = update(keys).where(*which, keys.c.revoked_us.is_(None)).values(revoked_us=at_us)  # type: ignore[arg-type]
-
-        async def work(connection: AsyncConnection) -> int:
-            return int((await connection.execute(query)).rowcount)
-
-        return await self.writing(work)
+def _name(by: By) -> str:
+    return f"{by.actor.kind} {by.actor.id}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 from sqlalchemy import select, update
@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy import clock, failpoint
 from proxy.flush.fold import (
     DIGEST,
+    ROW_FIELDS,
     Batch,
     Conflict,
     Folded,
@@ -28,6 +29,9 @@ from proxy.flush.fold import (
 from proxy.store import dialect
 from proxy.store.database import BadData, Database, bad_data, sentence
 from proxy.store.schema import conflicts, epochs, quarantine
+
+_KEY_ID = ROW_FIELDS.index("key_id")
+_STARTED_US = ROW_FIELDS.index("started_us")
 
 
 class Persisted(Struct):
@@ -100,6 +104,7 @@ class Persisting(Database):
         result.new = len(rows)
         failpoint.reach("flush.in_transaction")
         await dialect.add_to_rollups(connection, roll_up(rows.values()))
+        await dialect.mark_used(connection, _last_used(rows.values()))
 
         for epoch, _call in rows:
             locked[epoch].rows += 1
@@ -223,6 +228,13 @@ class Persisting(Database):
                     for one in clashes
                 ],
             )
+
+
+def _last_used(rows: Iterable[Row]) -> dict[str, int]:
+    used: dict[str, int] = {}
+    for row in rows:
+        used[row[_KEY_ID]] = max(row[_STARTED_US], used.get(row[_KEY_ID], 0))
+    return used
 
 
 def _parts(items: Sequence[bytes], size: int) -> list[Sequence[bytes]]:

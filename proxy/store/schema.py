@@ -12,6 +12,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     Index,
     LargeBinary,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     String,
     Table,
+    Text,
     UniqueConstraint,
     false,
     text,
@@ -26,10 +28,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-REVISION = "0002"  # the newest migration; revisions are numbered, so that older and newer can be told apart
+REVISION = "0003"  # the newest migration; revisions are numbered, so that older and newer can be told apart
 
 metadata = MetaData()
 _json: TypeEngine[Any] = JSON().with_variant(JSONB(), "postgresql")
+_json_or_null: TypeEngine[Any] = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
 def _text(name: str) -> Column[str]:
@@ -157,15 +160,134 @@ keys = Table(
     _text("name"),
     Column("owner", String),
     Column("tags", _json, nullable=False),
-    Column("endpoints", JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")),
-    Column("models", JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")),
+    Column("endpoints", _json_or_null),
+    Column("models", _json_or_null),
     _text("last4"),
     _count("created_us"),
     Column("expires_us", BigInteger),
     Column("revoked_us", BigInteger),
+    Column("revoked_reason", String),
+    Column("created_by", String),  # null: made before anybody wrote it down
+    Column("plan", String),
+    Column("rights", _json_or_null),  # what it may administer
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("concurrency", BigInteger),
+    Column("budget_nanos", BigInteger),
+    Column("budget_tokens", BigInteger),
+    Column("budget_period", String),
+    Column("networks", _json_or_null),
+    Column("predecessor", String),
+    Column("successor", String),
+    Column("retires_us", BigInteger),  # the end of the overlap with its successor
+    Column("last_used_us", BigInteger),  # as the usage rows say, no finer than KEY_USED_SECONDS
     PrimaryKeyConstraint("key_id", name="keys_pkey"),
     UniqueConstraint("digest", name="keys_digest"),
     Index("keys_tenant_name", "tenant", "name"),
+    Index("keys_owner", "owner"),
+)
+
+# In these three tables the tenant "" is the platform: a role's place is part of a primary key, which holds no null.
+_PLACE = "(role IN ('platform_admin', 'platform_viewer')) = (tenant = '')"
+
+users = Table(
+    "users",
+    metadata,
+    _text("user_id"),
+    _text("name"),
+    Column("email", String),  # for people to read; nobody is known by it
+    Column("issuer", String),  # with `subject`: whom an identity provider means
+    Column("subject", String),
+    _count("created_us"),
+    Column("disabled_us", BigInteger),
+    PrimaryKeyConstraint("user_id", name="users_pkey"),
+    UniqueConstraint("issuer", "subject", name="users_identity"),
+)
+
+memberships = Table(
+    "memberships",
+    metadata,
+    _text("user_id"),
+    _text("tenant"),
+    _text("role"),
+    _text("granted_by"),  # kind and id of the actor
+    _count("granted_us"),
+    PrimaryKeyConstraint("user_id", "tenant", name="memberships_pkey"),
+    Index("memberships_tenant", "tenant"),
+    CheckConstraint(_PLACE, name="memberships_place"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    _text("session_id"),
+    Column("digest", LargeBinary(32), nullable=False),
+    _text("user_id"),
+    _text("tenant"),
+    _text("origin"),
+    _count("created_us"),
+    _count("expires_us"),
+    Column("revoked_us", BigInteger),
+    PrimaryKeyConstraint("session_id", name="sessions_pkey"),
+    UniqueConstraint("digest", name="sessions_digest"),
+    Index("sessions_user", "user_id"),
+)
+
+invites = Table(
+    "invites",
+    metadata,
+    _text("invite_id"),
+    Column("digest", LargeBinary(32), nullable=False),
+    _text("tenant"),
+    _text("role"),
+    _text("created_by"),  # an operator, or the user_id whose rights are judged again when it is taken up
+    Column("first_only", Boolean, nullable=False),  # void once there is a platform_admin
+    _count("created_us"),
+    _count("expires_us"),
+    Column("used_us", BigInteger),
+    Column("used_by", String),
+    Column("revoked_us", BigInteger),
+    PrimaryKeyConstraint("invite_id", name="invites_pkey"),
+    UniqueConstraint("digest", name="invites_digest"),
+    CheckConstraint(_PLACE, name="invites_place"),
+)
+
+# Rows are only ever added: triggers refuse every other change, and any place but the next.
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger, nullable=False, autoincrement=False),
+    _count("at_us"),
+    _text("actor_kind"),
+    _text("actor_id"),
+    _text("actor_role"),
+    Column("actor_tenant", String),
+    _text("origin"),
+    _text("action"),
+    Column("tenant", String),  # null: the platform
+    _text("target"),
+    Column("before", Text),  # text, not JSON: the hash is over these very characters
+    Column("after", Text),
+    _text("outcome"),
+    _text("reason"),
+    Column("previous", LargeBinary(32), nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    PrimaryKeyConstraint("seq", name="audit_pkey"),
+    Index("audit_tenant", "tenant", "seq"),
+    sqlite_with_rowid=False,
+)
+
+# One row. Whoever changes anything locks it first, so that changes and their records are in one order.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("one", BigInteger, nullable=False, autoincrement=False),
+    _count("seq"),
+    Column("hash", LargeBinary(32), nullable=False),
+    _count("keys_made_seq"),  # the last row about a new key, and
+    _count("keys_seq"),  # about another change of keys: what other hosts watch
+    PrimaryKeyConstraint("one", name="audit_head_pkey"),
+    CheckConstraint("one = 1", name="audit_head_one"),
 )
 
 meta = Table(

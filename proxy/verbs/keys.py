@@ -1,33 +1,36 @@
-"""`weir keys create|list|revoke`: the keys of the tenants. A key's secret is printed once, when it is made."""
+"""`weir keys create|list|rotate|revoke`: the keys of the tenants. A key's secret is printed once, when it is made.
+
+Every change is recorded in the audit log in the name of the operator who gave the command.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
-import re
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from proxy import board, bounds, settings
+from proxy import board, settings
 from proxy._fastpath import Arena, key_digest
 from proxy.clock import boot_id, wall_us
 from proxy.identity import keys, pepper
+from proxy.identity.actor import operator
+from proxy.identity.roles import Forbidden
 from proxy.policy.compile import compile_policy
 from proxy.policy.load import PolicyErrors
 from proxy.settings import Settings
-from proxy.store.store import BadData, KeyRow, SchemaMismatch, Store, StoreUnavailable
+from proxy.store.keys import described
+from proxy.store.store import BadData, KeyRow, NotDone, SchemaMismatch, Store, StoreUnavailable
+from proxy.verbs import key_fields
+from proxy.verbs.key_fields import Wrong
 
 RUN_KEY_NAME = "weir run"
 RUN_KEY_HOURS = 24
-_UNITS = {"m": 60, "h": 3600, "d": 86400}
-
-
-class Wrong(Exception):
-    """What the operator asked for cannot be done; the text says what would be right."""
+_OVERLAP = "24h"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,18 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser("create", help="make a key and print its secret, once")
     create.add_argument("--tenant", required=True)
-    create.add_argument("--name", default="", help="a word for people")
-    create.add_argument("--env", default="live", help="part of the key: live, test, ... (default live)")
-    create.add_argument("--owner", help="the person or team it belongs to")
-    create.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="stands on every usage row")
-    create.add_argument("--endpoint", action="append", metavar="NAME", help="only these endpoints")
-    create.add_argument("--model", action="append", metavar="NAME", help="only these models")
-    create.add_argument("--expires-in", metavar="TIME", help="such as 90d, 12h or 30m")
+    key_fields.add_arguments(create)
     listing = actions.add_parser("list", help="the keys, without their secrets")
     listing.add_argument("--tenant")
-    revoke = actions.add_parser("revoke", help="end a key: the next request with it is refused")
-    revoke.add_argument("key_id")
-    for action in (create, listing, revoke):
+    listing.add_argument("--user", metavar="OWNER")
+    rotate = actions.add_parser("rotate", help="make a successor and print its secret, once; the old key stops later")
+    rotate.add_argument("key_id")
+    rotate.add_argument(
+        "--overlap", default=_OVERLAP, metavar="TIME", help=f"both work so long: 0, or such as 7d (default {_OVERLAP})"
+    )
+    rotate.add_argument("--env", default="live", help="part of the key: live, test, ... (default live)")
+    revoke = actions.add_parser("revoke", help="end a key, or all of a tenant or user: the next request is refused")
+    revoke.add_argument("key_id", nargs="?")
+    revoke.add_argument("--tenant", help="every key of this tenant")
+    revoke.add_argument("--user", metavar="OWNER", help="every key of this owner, with --tenant only those there")
+    revoke.add_argument("--reason", default="", help="for the record")
+    for action in (create, listing, rotate, revoke):
         action.add_argument("--config", type=Path, default=Path("config"))
         action.add_argument("--json", action="store_true")
 
@@ -58,17 +65,28 @@ def run(args: argparse.Namespace) -> int:
         actions: dict[str, Callable[[argparse.Namespace, Settings], Coroutine[Any, Any, None]]] = {
             "create": _create,
             "list": _list,
+            "rotate": _rotate,
             "revoke": _revoke,
         }
         asyncio.run(actions[args.action](args, process))
-    except (Wrong, PolicyErrors, SchemaMismatch, StoreUnavailable, BadData, ValueError) as error:
+    except (
+        Wrong,
+        NotDone,
+        Forbidden,
+        PolicyErrors,
+        SchemaMismatch,
+        StoreUnavailable,
+        BadData,
+        ValueError,
+    ) as error:
         print(f"weir keys: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 async def _create(args: argparse.Namespace, process: Settings) -> None:
-    tenants = compile_policy(args.config).tenants
+    policy = compile_policy(args.config)
+    tenants = policy.tenants
     if args.tenant not in tenants:
         raise Wrong(f"tenant {args.tenant!r} is not in {args.config}/tenants; there are: {', '.join(sorted(tenants))}")
     secret, row = new_row(
@@ -76,18 +94,19 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
         args.tenant,
         args.name,
         env=args.env,
-        owner=args.owner,
-        tags=_tags(args.tag),
-        endpoints=args.endpoint,
-        models=args.model,
-        seconds=_seconds(args.expires_in),
+        seconds=None if args.expires_in is None else key_fields.seconds(args.expires_in, "--expires-in"),
+        **key_fields.parse(args, policy),
     )
     store = Store.open(process.database)
     try:
-        await store.insert_key(row)
+        await store.insert_key(row, operator())
     finally:
         await store.close()
     _announce(process, board.KEYS_CREATED)
+    _show(row, secret, args)
+
+
+def _show(row: KeyRow, secret: str, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({**_public(row), "key": secret}))
     else:
@@ -97,29 +116,73 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
 async def _list(args: argparse.Namespace, process: Settings) -> None:
     store = Store.open(process.database, readonly=True)
     try:
-        rows = await store.list_keys(args.tenant)
+        await store.check_schema()
+        rows = await store.list_keys(args.tenant, args.user)
     finally:
         await store.close()
     if args.json:
         print(json.dumps([_public(row) for row in rows]))
         return
-    table = [("KEY ID", "TENANT", "NAME", "ENDS", "STATE", "LAST 4")]
-    table += [(r.key_id, r.tenant, r.name, _time(r.expires_us), _state(r), r.last4) for r in rows]
+    table = [("KEY ID", "TENANT", "NAME", "OWNER", "ENDS", "LAST USED", "STATE", "LAST 4")]
+    table += [
+        (
+            row.key_id,
+            row.tenant,
+            row.name,
+            row.owner or "",
+            _time(row.ends_us),
+            _time(row.last_used_us),
+            _state(row),
+            row.last4,
+        )
+        for row in rows
+    ]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-async def _revoke(args: argparse.Namespace, process: Settings) -> None:
+async def _rotate(args: argparse.Namespace, process: Settings) -> None:
+    overlap = 0 if args.overlap == "0" else key_fields.seconds(args.overlap, "--overlap")
     store = Store.open(process.database)
     try:
-        done = await store.revoke_key(args.key_id, wall_us())
+        # The old key's word for its environment is in the key itself, which Weir does not have.
+        secret = keys.new_secret(args.env)
+        digest = key_digest(secret.encode(), pepper.of(process.data_dir, process.pepper))
+        row = await store.rotate_key(
+            args.key_id,
+            digest,
+            keys.new_key_id(),
+            secret[-4:],
+            wall_us(),
+            overlap * 1_000_000,
+            operator(),
+        )
     finally:
         await store.close()
-    if not done:
-        raise Wrong(f"no key {args.key_id!r} that is still in force; `weir keys list` names them")
+    _announce(process, board.KEYS_GENERATION, board.KEYS_CREATED)
+    _show(row, secret, args)
+
+
+async def _revoke(args: argparse.Namespace, process: Settings) -> None:
+    if (args.key_id is None) == (args.tenant is None and args.user is None):
+        raise Wrong("which keys? give one KEY_ID, or --tenant or --user or both")
+    store = Store.open(process.database)
+    try:
+        if args.key_id is not None:
+            await store.revoke_key(args.key_id, wall_us(), operator(), args.reason)
+            done = [args.key_id]
+        else:
+            done = await store.revoke_keys(
+                wall_us(), operator(), tenant=args.tenant, owner=args.user, reason=args.reason
+            )
+    finally:
+        await store.close()
     _announce(process, board.KEYS_GENERATION)
-    print(json.dumps({"key_id": args.key_id, "revoked": True}) if args.json else f"{args.key_id} is revoked")
+    if args.key_id is not None:
+        print(json.dumps({"key_id": args.key_id, "revoked": True}) if args.json else f"{args.key_id} is revoked")
+    else:
+        print(json.dumps({"key_ids": done, "revoked": len(done)}) if args.json else f"{len(done)} keys are revoked")
 
 
 def new_row(
@@ -128,28 +191,24 @@ def new_row(
     name: str,
     *,
     env: str = "live",
-    owner: str | None = None,
-    tags: tuple[tuple[str, str], ...] = (),
-    endpoints: list[str] | None = None,
-    models: list[str] | None = None,
     seconds: int | None = None,
+    **fields: Any,
 ) -> tuple[str, KeyRow]:
-    """A new secret and the row that is stored of it."""
+    """A new secret and the row that is stored of it. `fields` are more of the row's own."""
     secret = keys.new_secret(env)
     now_us = wall_us()
+    values = {"owner": None, "tags": (), "endpoints": None, "models": None, **fields}
+    for word in ("endpoints", "models"):
+        values[word] = None if values[word] is None else tuple(values[word])
     row = KeyRow(
         key_id=keys.new_key_id(),
         digest=key_digest(secret.encode(), pepper.of(process.data_dir, process.pepper)),
         tenant=tenant,
         name=name,
-        owner=owner,
-        tags=tags,
-        endpoints=None if endpoints is None else tuple(endpoints),
-        models=None if models is None else tuple(models),
         last4=secret[-4:],
         created_us=now_us,
         expires_us=None if seconds is None else now_us + seconds * 1_000_000,
-        revoked_us=None,
+        **values,
     )
     return secret, row
 
@@ -161,8 +220,10 @@ def replace_run_key(process: Settings, tenant: str) -> str:
         secret, row = new_row(process, tenant, RUN_KEY_NAME, env="run", seconds=RUN_KEY_HOURS * 3600)
         store = Store.open(process.database)
         try:
-            await store.revoke_keys_named(tenant, RUN_KEY_NAME, wall_us())
-            await store.insert_key(row)
+            await store.revoke_keys(
+                wall_us(), operator(), tenant=tenant, name=RUN_KEY_NAME, reason="weir run starts anew"
+            )
+            await store.insert_key(row, operator())
         finally:
             await store.close()
         _announce(process, board.KEYS_GENERATION, board.KEYS_CREATED)
@@ -179,34 +240,12 @@ def _announce(process: Settings, first: int, *more: int) -> None:
     arena.close()
 
 
-def _tags(words: list[str]) -> tuple[tuple[str, str], ...]:
-    tags = []
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not name or not sign:
-            raise Wrong(f"--tag {word!r}: must be NAME=VALUE")
-        tags.append((name, value))
-    if len(tags) > bounds.TAGS_MAX:
-        raise Wrong(f"{len(tags)} tags: a key has at most {bounds.TAGS_MAX}")
-    size = sum(len(name.encode()) + len(value.encode()) for name, value in tags)
-    if size > bounds.TAGS_BYTES_MAX:
-        raise Wrong(f"the tags have {size} bytes together: at most {bounds.TAGS_BYTES_MAX}")
-    return tuple(tags)
-
-
-def _seconds(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,5})([mhd])", text)
-    if match is None:
-        raise Wrong(f"--expires-in {text!r}: must be a number and m, h or d, such as 90d")
-    return int(match[1]) * _UNITS[match[2]]
-
-
 def _state(row: KeyRow) -> str:
     if row.revoked_us is not None:
         return "revoked"
-    return "expired" if row.expires_us is not None and row.expires_us <= wall_us() else "active"
+    if row.ends_us is not None and row.ends_us <= wall_us():
+        return "expired"
+    return "retiring" if row.successor is not None else "active"
 
 
 def _time(us: int | None) -> str:
@@ -214,16 +253,4 @@ def _time(us: int | None) -> str:
 
 
 def _public(row: KeyRow) -> dict[str, object]:
-    return {
-        "key_id": row.key_id,
-        "tenant": row.tenant,
-        "name": row.name,
-        "owner": row.owner,
-        "tags": dict(row.tags),
-        "endpoints": row.endpoints,
-        "models": row.models,
-        "last4": row.last4,
-        "created_us": row.created_us,
-        "expires_us": row.expires_us,
-        "state": _state(row),
-    }
+    return {**described(row), "last_used_us": row.last_used_us, "state": _state(row)}

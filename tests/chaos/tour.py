@@ -19,8 +19,9 @@ FIRE_SECONDS_MAX = 120.0  # generous: on a loaded machine every part takes secon
 
 
 def failpoints(root: Path = ROOT) -> list[str]:
-    """Every named place in the product's sources."""
-    return sorted({name for path in (root / "proxy").rglob("*.py") for name in _REACH.findall(path.read_text())})
+    """Every named place of the sources that calls pass. Changes of keys and people have tests of their own."""
+    found = {name for path in (root / "proxy").rglob("*.py") for name in _REACH.findall(path.read_text())}
+    return sorted(name for name in found if not name.startswith("audit."))
 
 
 class Tour(Chaos):

@@ -16,18 +16,46 @@ ROOT = Path(__file__).resolve().parents[2]
 # The map of the house. A package stands for its modules unless one of them is named itself.
 FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ("words", ("call", "errors", "bounds", "clock", "failpoint", "exchange", "board", "_fastpath")),
-    ("judgement", ("policy", "dialects", "tokens", "record", "route", "authorise", "flush.fold", "_scan", "settings")),
+    (
+        "judgement",
+        (
+            "policy",
+            "dialects",
+            "tokens",
+            "record",
+            "route",
+            "authorise",
+            "flush.fold",
+            "_scan",
+            "settings",
+            "identity.roles",
+            "audit",
+        ),
+    ),
     (
         "adapters",
-        ("_journal", "journal", "epochs", "_wire", "store", "identity", "upstreams", "telemetry", "locks", "places"),
+        (
+            "_journal",
+            "journal",
+            "epochs",
+            "_wire",
+            "store",
+            "identity",
+            "upstreams",
+            "telemetry",
+            "locks",
+            "places",
+            "audit.files",
+        ),
     ),
     ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "tokenize", "house")),
     ("stories", ("journey", "flush")),
     ("planes", ("front",)),
     ("roots", ("worker", "wiring", "supervisor", "keeper", "keeping", "demo", "cli", "verbs", "parts", "__main__")),
 ]
+AUDIT = ("audit.chain", "audit.anchor", "audit.verify")
 FLOOR = {name: number for number, (_, names) in enumerate(FLOORS) for name in names}
-PURE = ("policy", "dialects", "tokens", "record", "route", "authorise", "flush.fold")
+PURE = ("policy", "dialects", "tokens", "record", "route", "authorise", "flush.fold", "identity.roles", *AUDIT)
 # The policy's loader reads files; nothing here waits, logs or asks for the time.
 FORBIDDEN = {"aiohttp", "redis", "asyncio", "sqlalchemy", "logging", "time", "socket", "uvloop"}
 

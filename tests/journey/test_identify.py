@@ -16,6 +16,7 @@ from proxy import board, bounds, settings
 from proxy._fastpath import Arena, key_digest
 from proxy.clock import boot_id
 from proxy.errors import Refusal
+from proxy.identity.actor import operator
 from proxy.identity.keys import Keys, new_secret
 from proxy.store.store import KeyRow, Store, StoreUnavailable
 from proxy.verbs.keys import new_row
@@ -83,7 +84,7 @@ def test_an_expired_key_is_told_so(trio: House) -> None:
     async def insert() -> None:
         store = Store.open(process.database)
         try:
-            await store.insert_key(row)
+            await store.insert_key(row, operator())
         finally:
             await store.close()
 
@@ -125,7 +126,7 @@ def test_a_well_formed_key_that_nobody_made(trio: House) -> None:
     async def insert() -> None:
         store = Store.open(process.database)
         try:
-            await store.insert_key(row)
+            await store.insert_key(row, operator())
         finally:
             await store.close()
 

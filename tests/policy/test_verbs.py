@@ -11,6 +11,7 @@ import pytest
 
 from proxy import settings
 from proxy.call import Principal
+from proxy.identity.actor import operator
 from proxy.policy.compile import compile_policy
 from proxy.policy.effective import effective
 from proxy.store.store import Store, migrate
@@ -124,8 +125,8 @@ def test_explain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         _, expired = new_row(process, "acme", "old", seconds=-1)
         store = Store.open(process.database)
         try:
-            await store.insert_key(row)
-            await store.insert_key(expired)
+            await store.insert_key(row, operator())
+            await store.insert_key(expired, operator())
         finally:
             await store.close()
         return secret, row.key_id, expired.key_id
@@ -133,7 +134,7 @@ def test_explain_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     async def revoke(key_id: str) -> None:
         store = Store.open(process.database)
         try:
-            assert await store.revoke_key(key_id, 1)
+            await store.revoke_key(key_id, 1, operator())
         finally:
             await store.close()
 

@@ -27,6 +27,7 @@ from proxy._fastpath import Arena
 from proxy.board import Board
 from proxy.epochs import live_and_dead
 from proxy.failpoint import VARIABLE
+from proxy.identity.actor import operator
 from proxy.store.keys import KeyRow
 from proxy.store.store import Store, migrate
 from proxy.telemetry.families import FAMILIES
@@ -414,7 +415,7 @@ def test_keys_made_elsewhere_raise_the_generation(house: House) -> None:
 
     async def change(revoke: bool) -> None:
         store = Store.open(house.url)
-        await (store.revoke_key("key_1", 2) if revoke else store.insert_key(row))
+        await (store.revoke_key("key_1", 2, operator()) if revoke else store.insert_key(row, operator()))
         await store.close()
 
     asyncio.run(change(False))
@@ -424,7 +425,7 @@ def test_keys_made_elsewhere_raise_the_generation(house: House) -> None:
 
     async def remove() -> None:
         store = Store.open(house.url)
-        await store.writing(lambda connection: connection.execute(text("DELETE FROM keys")))
+        await store.writing(lambda connection: connection.execute(text("UPDATE audit_head SET keys_made_seq = 0")))
         await store.close()
 
     asyncio.run(remove())

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from proxy.identity.actor import operator
 from proxy.store.keys import KeyRow
-from proxy.store.store import BadData, Store
+from proxy.store.store import BadData, NotDone, Store
 from tests.store.records import run
+
+OPERATOR = operator()
 
 
 def key(number: int, **fields: object) -> KeyRow:
@@ -22,6 +25,7 @@ def key(number: int, **fields: object) -> KeyRow:
         "models": None,
         "last4": "abcd",
         "created_us": number,
+        "created_by": f"operator {OPERATOR.actor.id}",
     }
     return KeyRow(**values | fields)  # type: ignore[arg-type]
 
@@ -36,7 +40,7 @@ def test_a_key_comes_back_as_it_went_in(url: str) -> None:
     async def work() -> None:
         store = Store.open(url)
         for row in rows:
-            await store.insert_key(row)
+            await store.insert_key(row, OPERATOR)
         for row in rows:
             assert await store.key_by_digest(row.digest) == row
         assert await store.key_by_digest(b"\0" * 32) is None
@@ -50,10 +54,10 @@ def test_an_id_or_digest_is_taken_once(url: str) -> None:
 
     async def work() -> None:
         store = Store.open(url)
-        await store.insert_key(key(1))
+        await store.insert_key(key(1), OPERATOR)
         for twin in (key(1, digest=b"x" * 32), key(2, digest=key(1).digest)):
             with pytest.raises(BadData):
-                await store.insert_key(twin)
+                await store.insert_key(twin, OPERATOR)
         assert await store.list_keys() == [key(1)]
         await store.close()
 
@@ -66,7 +70,7 @@ def test_keys_are_listed_by_tenant_and_age(url: str) -> None:
     async def work() -> None:
         store = Store.open(url)
         for number, tenant in ((3, "acme"), (1, "globex"), (2, "acme")):
-            await store.insert_key(key(number, tenant=tenant))
+            await store.insert_key(key(number, tenant=tenant), OPERATOR)
         assert [row.key_id for row in await store.list_keys()] == ["key_1", "key_2", "key_3"]
         assert [row.key_id for row in await store.list_keys("acme")] == ["key_2", "key_3"]
         assert await store.list_keys("acme' OR '1'='1") == []
@@ -80,16 +84,17 @@ def test_a_revocation_is_seen_by_other_connections_at_once(url: str) -> None:
 
     async def work() -> None:
         store, worker = Store.open(url), Store.open(url, readonly=True)
-        await store.insert_key(key(1))
+        await store.insert_key(key(1), OPERATOR)
         seen = await worker.key_by_digest(key(1).digest)
         assert seen is not None
         assert seen.revoked_us is None
-        assert await store.revoke_key("key_1", 77) is True
+        await store.revoke_key("key_1", 77, OPERATOR, "leaked")
         seen = await worker.key_by_digest(key(1).digest)
         assert seen is not None
         assert seen.revoked_us == 77
-        assert await store.revoke_key("key_1", 99) is False
-        assert await store.revoke_key("nobody", 99) is False
+        for word in ("key_1", "nobody"):
+            with pytest.raises(NotDone, match=word):
+                await store.revoke_key(word, 99, OPERATOR)
         seen = await worker.key_by_digest(key(1).digest)
         assert seen is not None
         assert seen.revoked_us == 77
@@ -105,8 +110,8 @@ def test_many_keys_at_once(url: str) -> None:
     async def work() -> None:
         store = Store.open(url)
         for number in range(1, 5):
-            await store.insert_key(key(number))
-        await store.revoke_key("key_2", 7)
+            await store.insert_key(key(number), OPERATOR)
+        await store.revoke_key("key_2", 7, OPERATOR)
         rows = await store.keys_by_digests([key(number).digest for number in (1, 2, 4, 9)])
         assert {row.key_id: row.revoked_us for row in rows} == {"key_1": None, "key_2": 7, "key_4": None}
         assert await store.keys_by_digests([]) == []
@@ -121,11 +126,11 @@ def test_the_mark_tells_new_keys_from_ended_ones(url: str) -> None:
     async def work() -> None:
         store = Store.open(url)
         empty = await store.keys_mark()
-        await store.insert_key(key(1))
+        await store.insert_key(key(1), OPERATOR)
         made = await store.keys_mark()
         assert made.made > empty.made
         assert made.changed == empty.changed
-        await store.revoke_key("key_1", 7)
+        await store.revoke_key("key_1", 7, OPERATOR)
         ended = await store.keys_mark()
         assert ended.made == made.made
         assert ended.changed > made.changed
@@ -140,9 +145,9 @@ def test_keys_of_a_name_are_revoked_together(url: str) -> None:
     async def work() -> None:
         store = Store.open(url)
         for number, tenant, name in ((1, "acme", "run"), (2, "acme", "run"), (3, "acme", "ci"), (4, "globex", "run")):
-            await store.insert_key(key(number, tenant=tenant, name=name))
-        await store.revoke_key("key_1", 5)
-        assert await store.revoke_keys_named("acme", "run", 9) == 1
+            await store.insert_key(key(number, tenant=tenant, name=name), OPERATOR)
+        await store.revoke_key("key_1", 5, OPERATOR)
+        assert await store.revoke_keys(9, OPERATOR, tenant="acme", name="run") == ["key_2"]
         revoked = {row.key_id: row.revoked_us for row in await store.list_keys()}
         assert revoked == {"key_1": 5, "key_2": 9, "key_3": None, "key_4": None}
         await store.close()

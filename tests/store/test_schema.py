@@ -19,6 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from proxy.flush.fold import ROW_FIELDS, row_of
+from proxy.identity.actor import operator
 from proxy.store.database import Database, make_engine, parse_url
 from proxy.store.migrate import alembic_config
 from proxy.store.schema import REVISION, metadata
@@ -176,7 +177,7 @@ def test_readonly_cannot_write(url: str) -> None:
         store = Store.open(url, readonly=True)
         await store.check_schema()
         with pytest.raises(StoreUnavailable, match=r"read-?only"):
-            await store.revoke_key("any", 1)
+            await store.revoke_key("any", 1, operator())
         async with store.engine.connect() as connection:
             with pytest.raises(Exception, match=r"read-?only"):
                 await connection.execute(text("DELETE FROM usage"))

@@ -1,0 +1,1 @@
+"""The record of who changed what: a chain of hashes in the database, and signed anchors of it outside."""
