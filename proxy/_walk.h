@@ -194,7 +194,7 @@ value:
             p++;
             break;
         }
-        if (depth == 0) j->elements++;
+        if (depth == 0 && side != WJ_NEITHER) j->elements++;
         level[depth++] = (uint8_t)(class | ARRAY);
         goto value;
     case 't':
@@ -219,7 +219,7 @@ next:
     if (class & ARRAY) {
         class &= ~ARRAY;
         if (p < end && *p == ',') {
-            if (depth == 1) j->elements++;
+            if (depth == 1 && side != WJ_NEITHER) j->elements++;
             p++;
             goto value;
         }
