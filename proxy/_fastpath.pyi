@@ -122,3 +122,47 @@ class Arena:
     def usage(self) -> tuple[int, int, int, int]:
         """(rate cells used, rate cells, count cells used, count cells)."""
     def close(self) -> None: ...
+
+class BadTable(Exception):
+    """A file is no token table that this build can use; the message is one sentence."""
+
+class Encoding:
+    """Counts tokens exactly, by a table that `proxy.tokens.build` made. One per process and vocabulary is enough.
+
+    The table is mapped read-only and shared by all processes; about 0.4 MB of caches are this object's own. Text is
+    bytes of UTF-8; special tokens are not looked for. Bytes that are no UTF-8 are counted, by a rule of their own.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        """Maps the table; its magic, version and sizes are checked, not its sum. Raises BadTable."""
+    @property
+    def name(self) -> str:
+        """What the table calls its encoding: "o200k_base"."""
+    @property
+    def path(self) -> str: ...
+    def count(self, text: bytes) -> int:
+        """The tokens of a text. Above `bounds.TEXT_BYTES_INLINE` it is counted without the GIL: from any thread, with
+        other caches. Raises MemoryError.
+        """
+    def stream(self) -> TextStream:
+        """Counts a text that comes in parts."""
+
+class TextStream:
+    """The exact number of tokens of what was fed so far, wherever the text is cut; characters may be cut too.
+
+    Needs the GIL. A complete piece is counted as soon as something follows it; a piece that may still grow is counted
+    by `count` each time. After MemoryError the count has lost some text.
+    """
+
+    def __init__(self, encoding: Encoding) -> None: ...
+    def feed(self, text: bytes) -> None: ...
+    def feed_json(self, raw: bytes) -> None:
+        """The inside of one whole JSON string, escapes and all.
+
+        A high surrogate at its end is joined with a low one at the next call's start; one alone counts as U+FFFD.
+        """
+    def count(self) -> int:
+        """The tokens of all that was fed, as if the text ended here."""
+    @property
+    def pending(self) -> int:
+        """Bytes that may still become other tokens."""

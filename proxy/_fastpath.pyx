@@ -1,4 +1,4 @@
-"""Per-request judgement in C: key digest, limit cells, the board. The contract is `_fastpath.pyi`."""
+"""Per-request judgement in C: key digest, limit cells, the board, tokens. The contract is `_fastpath.pyi`."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -95,6 +95,12 @@ cdef extern from "_limits.h":
     char* weir_put_number(char* to, int64_t number) nogil
     char* weir_put_duration(char* to, int64_t units) nogil
     char* weir_put(char* to, const char* text) nogil
+
+cdef extern from "_stream.h":
+    const size_t WEIR_TABLE_HEAD
+    const char* weir_vocab_open(weir_vocab* v, const uint8_t* base, size_t size) nogil
+    int weir_encoding_start(weir_encoding* e, const weir_vocab* v) nogil
+    void weir_encoding_end(weir_encoding* e) nogil
 
 cdef extern from *:
     """
@@ -684,3 +690,8 @@ cdef int fill_key(weir_entry* entry, const weir_blake2b* hash_state, bytes scope
     entry.lo = words[0] | (<uint64_t> 1 << 63)
     entry.hi = words[1] | (<uint64_t> 1 << 63)
     return 0
+
+
+cdef size_t TEXT_BYTES_INLINE = bounds.TEXT_BYTES_INLINE
+
+include "_counter.pxi"

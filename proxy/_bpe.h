@@ -1,0 +1,400 @@
+/* The second step of counting: how many tokens byte-pair encoding makes of a piece.
+
+   Most pieces are found: in a cache of short pieces, or whole in the vocabulary. The others are merged: the two
+   neighbours whose merged token has the lowest rank first, from the left where ranks are equal.
+
+   Long pieces are merged window by window. What makes that exact: a sequence of tokens is the encoding of its text if
+   each two neighbours are the encoding of theirs (the theorem behind github's rust-gems `bpe`). So where a token of one
+   window is also the first token of a window that begins with it, the two may be joined there. */
+
+#ifndef WEIR_BPE_H
+#define WEIR_BPE_H
+
+#include <stdlib.h>
+
+#include "_split.h"
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+enum {
+    WEIR_FRONT_BITS = 14, /* cached pieces up to 15 bytes: 256 KB */
+    WEIR_BACK_BITS = 12,  /* cached pieces of 16 to 30 bytes: 128 KB */
+    WEIR_BACK_BYTES = 30,
+    WEIR_SPAN = 256,       /* bytes merged at once on the stack */
+    WEIR_SPAN_WIDE = 4096, /* where tokens are too long for that: 112 KB, made when first needed */
+    WEIR_BATCH = 32,         /* pieces looked up together, so that their cache misses overlap */
+};
+
+typedef struct {
+    uint64_t low, high; /* a weir_key, and the number of tokens in the top four bits */
+} weir_front;
+
+typedef struct {
+    uint8_t text[WEIR_BACK_BYTES], bytes, tokens;
+} weir_back;
+
+typedef struct weir_encoding {
+    const weir_vocab *v;
+    weir_front *front;
+    weir_back *back;
+    struct weir_units_wide *wide; /* NULL until a long piece needs it */
+} weir_encoding;
+
+/* --- the least of 16 ranks, and where it is --- */
+
+#if defined(__SSE2__)
+static inline __m128i weir_min_of(__m128i a, __m128i b) {
+    __m128i less = _mm_cmplt_epi32(a, b);
+    return _mm_or_si128(_mm_and_si128(less, a), _mm_andnot_si128(less, b));
+}
+
+static inline int32_t weir_min(const int32_t *r) {
+    const __m128i *a = (const __m128i *)r;
+    __m128i m = weir_min_of(
+        weir_min_of(_mm_loadu_si128(a), _mm_loadu_si128(a + 1)), weir_min_of(_mm_loadu_si128(a + 2), _mm_loadu_si128(a + 3))
+    );
+    m = weir_min_of(m, _mm_shuffle_epi32(m, 0x4E));
+    return _mm_cvtsi128_si32(weir_min_of(m, _mm_shuffle_epi32(m, 0xB1)));
+}
+
+/* The first place of a value that is among the 16; 15 if it is not, which cannot be. */
+static inline unsigned weir_place(const int32_t *r, int32_t value) {
+    const __m128i *a = (const __m128i *)r;
+    __m128i v = _mm_set1_epi32(value);
+    __m128i low = _mm_packs_epi32(_mm_cmpeq_epi32(v, _mm_loadu_si128(a)), _mm_cmpeq_epi32(v, _mm_loadu_si128(a + 1)));
+    __m128i high =
+        _mm_packs_epi32(_mm_cmpeq_epi32(v, _mm_loadu_si128(a + 2)), _mm_cmpeq_epi32(v, _mm_loadu_si128(a + 3)));
+    return (unsigned)__builtin_ctz((unsigned)_mm_movemask_epi8(_mm_packs_epi16(low, high)) | 0x8000u);
+}
+#else
+static inline int32_t weir_min(const int32_t *r) {
+    int32_t least = r[0];
+    for (int i = 1; i < 16; i++) least = r[i] < least ? r[i] : least;
+    return least;
+}
+
+static inline unsigned weir_place(const int32_t *r, int32_t value) {
+    unsigned i = 0;
+    while (i < 15 && r[i] != value) i++;
+    return i;
+}
+#endif
+
+/* --- merging --- */
+
+/* What is being merged: units in a row, each with the rank of its merge with the next one. Above the ranks stand the
+   least of each 16, and the least of each 16 of those. */
+typedef struct {
+    int32_t *rank, *least, *top; /* top has 16 */
+    int32_t *id;
+    uint16_t *next, *before, *start; /* start: of the unit's bytes; next: of the last unit is their number */
+} weir_units;
+
+typedef struct weir_units_wide {
+    int32_t rank[WEIR_SPAN_WIDE], least[WEIR_SPAN_WIDE / 16], top[16], id[WEIR_SPAN_WIDE];
+    uint16_t next[WEIR_SPAN_WIDE], before[WEIR_SPAN_WIDE], start[WEIR_SPAN_WIDE + 1];
+} weir_units_wide;
+
+/* Whether at a seam between two characters some token may take a part of one: then both start as bytes. */
+static inline int weir_seam(const weir_vocab *v, const uint8_t *text, size_t at, size_t n) {
+    uint32_t left = text[at - 1], right = text[at], near = left << 8 | right;
+    if (WEIR_LIKELY(!((v->seams[near >> 3] >> (near & 7)) & 1))) return 0;
+    if (at >= 2) {
+        uint64_t before = (((uint64_t)text[at - 2] << 16 | near) * WEIR_MIX_A) >> 48;
+        if (!((v->seams[8192 + (before >> 3)] >> (before & 7)) & 1)) return 0;
+    }
+    if (at + 1 < n) {
+        uint64_t after = (((uint64_t)near << 8 | text[at + 1]) * WEIR_MIX_A) >> 48;
+        if (!((v->seams[16384 + (after >> 3)] >> (after & 7)) & 1)) return 0;
+    }
+    return 1;
+}
+
+/* Splits text into the units that merging starts from; returns their number. A character that is a token is one unit
+   where its seams allow it; else its bytes are. */
+static inline unsigned weir_start(const weir_vocab *v, const uint8_t *text, size_t n, const weir_units *u) {
+    unsigned units = 0;
+    int cut = 0; /* the seam before `at` is one that needs bytes */
+    size_t at = 0;
+    while (at < n) {
+        uint8_t lead = text[at];
+        u->start[units] = (uint16_t)at;
+        if (lead >= 0xC2 && lead < 0xF0) {
+            size_t length = lead < 0xE0 ? 2 : 3, end = at + length;
+            if (end <= n && (text[at + 1] & 0xC0) == 0x80 && (length == 2 || (text[at + 2] & 0xC0) == 0x80) &&
+                (end == n || (text[end] & 0xC0) != 0x80)) {
+                int here = cut;
+                cut = end < n && weir_seam(v, text, end, n);
+                if (!here && !cut) {
+                    uint32_t point = length == 2 ? (lead & 31u) << 6 | (text[at + 1] & 63u)
+                                                 : (lead & 15u) << 12 | (text[at + 1] & 63u) << 6 | (text[at + 2] & 63u);
+                    int32_t id = v->chars[point];
+                    if (id != WEIR_NONE) {
+                        u->id[units++] = id;
+                        at = end;
+                        continue;
+                    }
+                }
+                for (; at < end; at++) {
+                    u->start[units] = (uint16_t)at;
+                    u->id[units++] = v->byte[text[at]];
+                }
+                continue;
+            }
+        }
+        u->id[units++] = v->byte[lead];
+        at++;
+        cut = at < n && text[at] >= 0xC0 && weir_seam(v, text, at, n);
+    }
+    u->start[units] = (uint16_t)n;
+    return units;
+}
+
+/* Merges n bytes (as many as the units have room for) and leaves the tokens linked from unit 0; returns their number.
+   `units_out` is the number of units at the start, which ends the chain. */
+static inline unsigned weir_merge_in(
+    const weir_vocab *v, const uint8_t *text, size_t n, const weir_units *u, unsigned *units_out
+) {
+    unsigned units = weir_start(v, text, n, u), left = units, blocks = (units + 15) / 16, tops = (blocks + 15) / 16, i;
+    *units_out = units;
+    for (i = 0; i < units; i++) {
+        u->next[i] = (uint16_t)(i + 1);
+        u->before[i] = (uint16_t)(i - 1);
+    }
+    for (i = 0; i + 1 < units; i++) {
+        unsigned at = u->start[i];
+        u->rank[i] = u->start[i + 2] - at == 2 ? v->couple[text[at] << 8 | text[at + 1]] : weir_pair(v, u->id[i], u->id[i + 1]);
+    }
+    for (; i < blocks * 16; i++) u->rank[i] = WEIR_NONE;
+    for (i = 0; i < blocks; i++) u->least[i] = weir_min(u->rank + 16 * i);
+    for (; i < tops * 16; i++) u->least[i] = WEIR_NONE;
+    for (i = 0; i < tops; i++) u->top[i] = weir_min(u->least + 16 * i);
+    for (; i < 16; i++) u->top[i] = WEIR_NONE;
+    for (;;) {
+        int32_t rank = blocks == 1 ? u->least[0] : tops == 1 ? u->top[0] : weir_min(u->top);
+        if (rank == WEIR_NONE) break;
+        unsigned group = tops == 1 ? 0 : weir_place(u->top, rank);
+        unsigned block = blocks == 1 ? 0 : 16 * group + weir_place(u->least + 16 * group, rank);
+        unsigned at = 16 * block + weir_place(u->rank + 16 * block, rank);
+        unsigned taken = u->next[at], after = u->next[taken], before = u->before[at];
+        u->id[at] = rank;
+        u->rank[taken] = WEIR_NONE;
+        u->next[at] = (uint16_t)after;
+        left--;
+        if (after < units) {
+            u->before[after] = (uint16_t)at;
+            u->rank[at] = weir_pair(v, rank, u->id[after]);
+        } else {
+            u->rank[at] = WEIR_NONE;
+        }
+        if (at > 0) u->rank[before] = weir_pair(v, u->id[before], rank);
+        u->least[block] = weir_min(u->rank + 16 * block);
+        if (blocks == 1) continue;
+        if (taken / 16 != block) u->least[taken / 16] = weir_min(u->rank + 16 * (taken / 16));
+        if (at > 0 && before / 16 != block) u->least[before / 16] = weir_min(u->rank + 16 * (before / 16));
+        u->top[group] = weir_min(u->least + 16 * group);
+        if (tops == 1) continue;
+        if (taken / 256 != group) u->top[taken / 256] = weir_min(u->least + 16 * (taken / 256));
+        if (at > 0 && before / 256 != group) u->top[before / 256] = weir_min(u->least + 16 * (before / 256));
+    }
+    return left;
+}
+
+/* Where a window may be joined to the next. */
+typedef struct {
+    size_t first_bytes;          /* its first token */
+    size_t start, bytes, tokens; /* the last token that begins before `keep`, and the number of tokens before it */
+} weir_joint;
+
+static void weir_find_joint(const weir_units *u, unsigned units, size_t keep, weir_joint *joint) {
+    unsigned at = 0, tokens = 0;
+    joint->first_bytes = u->start[u->next[0]];
+    while (u->next[at] < units && u->start[u->next[at]] < keep) {
+        at = u->next[at];
+        tokens++;
+    }
+    joint->start = u->start[at];
+    joint->bytes = (size_t)u->start[u->next[at]] - joint->start;
+    joint->tokens = tokens;
+}
+
+/* The tokens of a piece, merged in windows of so many bytes; -1 where two windows could not be joined. */
+static int64_t weir_merge_windows(
+    const weir_vocab *v, const uint8_t *text, size_t n, size_t window, size_t keep, const weir_units *u
+) {
+    weir_joint joint = {0, 0, 0, 0};
+    size_t at = 0, expected = 0;
+    int64_t tokens = 0;
+    unsigned units;
+    while (n - at > window) {
+        /* The text of the window before once more has its result once more: runs cost a comparison. */
+        if (joint.start == 0 || memcmp(text + at - joint.start, text + at, window) != 0) {
+            weir_merge_in(v, text + at, window, u, &units);
+            weir_find_joint(u, units, keep, &joint);
+        }
+        if (joint.start == 0 || (at > 0 && joint.first_bytes != expected)) return -1;
+        tokens += (int64_t)joint.tokens;
+        at += joint.start;
+        expected = joint.bytes;
+    }
+    tokens += weir_merge_in(v, text + at, n - at, u, &units);
+    return at == 0 || u->start[u->next[0]] == expected ? tokens : -1;
+}
+
+/* The tokens of up to 256 bytes, merged on the stack; of more, window by window, or -1. */
+static int64_t weir_merge(const weir_vocab *v, const uint8_t *text, size_t n) {
+    int32_t rank[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
+    uint16_t next[WEIR_SPAN], before[WEIR_SPAN], start[WEIR_SPAN + 1];
+    weir_units u = {rank, least, top, id, next, before, start};
+    return weir_merge_windows(v, text, n, WEIR_SPAN, WEIR_SPAN - 48, &u);
+}
+
+/* Whether the bytes are one token, however many. */
+static int weir_token(const weir_vocab *v, const uint8_t *text, size_t n) {
+    if (n == 1) return 1;
+    return n <= 15 ? weir_known(v, weir_key_of(text, n, n), n) : weir_known_long(v, text, n);
+}
+
+/* The tokens of any piece without windows: of each beginning of it, the last token is the one that stands well beside
+   the last token of what is before it. Needs the memory of one token's length, and a lot of time. */
+static int64_t weir_merge_slowly(const weir_vocab *v, const uint8_t *text, size_t n) {
+    enum { RING = 2 * WEIR_TOKEN_MAX };
+    struct {
+        int64_t tokens;
+        size_t last;
+    } ring[RING] = {{0, 0}};
+    int32_t rank[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
+    uint16_t next[WEIR_SPAN], before[WEIR_SPAN], start[WEIR_SPAN + 1];
+    weir_units u = {rank, least, top, id, next, before, start};
+    for (size_t end = 1; end <= n; end++) {
+        size_t bytes = end < v->long_max ? end : v->long_max;
+        for (; bytes > 1; bytes--) {
+            size_t last = ring[(end - bytes) % RING].last;
+            unsigned units;
+            if (!weir_token(v, text + end - bytes, bytes)) continue;
+            if (last == 0) break;
+            if (weir_merge_in(v, text + end - bytes - last, bytes + last, &u, &units) == 2 && start[next[0]] == last) break;
+        }
+        ring[end % RING].tokens = ring[(end - bytes) % RING].tokens + 1;
+        ring[end % RING].last = bytes;
+    }
+    return ring[n % RING].tokens;
+}
+
+/* The tokens of a piece of more than 256 bytes; -1 without memory. Where windows of 256 bytes cannot be joined, those
+   of 4,096 can, and where those cannot, which no text is known to show, a search without windows ends it. */
+static int64_t weir_merge_long(weir_encoding *e, const uint8_t *text, size_t n) {
+    int64_t tokens = weir_merge(e->v, text, n);
+    if (tokens >= 0) return tokens;
+    if (e->wide == NULL && (e->wide = malloc(sizeof *e->wide)) == NULL) return -1;
+    weir_units_wide *w = e->wide;
+    weir_units u = {w->rank, w->least, w->top, w->id, w->next, w->before, w->start};
+    tokens = weir_merge_windows(e->v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, &u);
+    return tokens >= 0 ? tokens : weir_merge_slowly(e->v, text, n);
+}
+
+/* --- pieces --- */
+
+/* The caches of an encoding; 0 or -1 without memory. The vocabulary stays the caller's. */
+static int weir_encoding_start(weir_encoding *e, const weir_vocab *v) {
+    e->v = v;
+    e->wide = NULL;
+    e->front = calloc((size_t)1 << WEIR_FRONT_BITS, sizeof *e->front);
+    e->back = calloc((size_t)1 << WEIR_BACK_BITS, sizeof *e->back);
+    return e->front && e->back ? 0 : -1;
+}
+
+static void weir_encoding_end(weir_encoding *e) {
+    free(e->front);
+    free(e->back);
+    free(e->wide);
+    memset(e, 0, sizeof *e);
+}
+
+static inline uint64_t weir_front_home(weir_key key) {
+    return ((key.low ^ (key.high * WEIR_MIX_B)) * WEIR_MIX_A) >> (64 - WEIR_FRONT_BITS);
+}
+
+/* A short piece that the cache did not have: its tokens, and into the cache. */
+static unsigned weir_count_short(weir_encoding *e, weir_front *slot, weir_key key, const uint8_t *text, size_t n) {
+    uint64_t tokens = n == 1 || weir_known(e->v, key, n) ? 1 : n == 2 ? 2 : (uint64_t)weir_merge(e->v, text, n);
+    slot->low = key.low;
+    slot->high = key.high | tokens << 60;
+    return (unsigned)tokens;
+}
+
+/* The tokens of a piece of more than 15 bytes; -1 without memory. */
+static int64_t weir_count_long(weir_encoding *e, const uint8_t *text, size_t n) {
+    if (n > WEIR_BACK_BYTES) {
+        if (weir_known_long(e->v, text, n)) return 1;
+        return n <= WEIR_SPAN ? weir_merge(e->v, text, n) : weir_merge_long(e, text, n);
+    }
+    uint64_t a, b, c;
+    memcpy(&a, text, 8);
+    memcpy(&b, text + 8, 8);
+    memcpy(&c, text + n - 8, 8);
+    uint64_t mixed = ((a * WEIR_MIX_A) ^ (b + n) ^ (c * WEIR_MIX_B)) * WEIR_MIX_A;
+    weir_back *slot = e->back + (((mixed ^ (mixed >> 29)) * WEIR_MIX_B) >> (64 - WEIR_BACK_BITS));
+    if (slot->bytes == n && memcmp(slot->text, text, n) == 0) return slot->tokens;
+    slot->tokens = weir_known_long(e->v, text, n) ? 1 : (uint8_t)weir_merge(e->v, text, n);
+    slot->bytes = (uint8_t)n;
+    memcpy(slot->text, text, n);
+    return slot->tokens;
+}
+
+/* Counts pieces; unless `whole`, only up to the first whose end is open. *used is how far. -1 without memory. */
+static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int whole, size_t *used) {
+    struct {
+        const uint8_t *text;
+        size_t n;
+        weir_key key;
+        weir_front *slot;
+    } batch[WEIR_BATCH], *piece;
+    int64_t tokens = 0;
+    size_t at = 0;
+    int open = 0;
+    while (at < n && !open) {
+        unsigned held = 0, missed = 0;
+        while (held < WEIR_BATCH && at < n) {
+            size_t end = weir_piece(e->v, text, at, n, &open);
+            if (open && !whole) break;
+            open = 0;
+            if (end - at > 15) {
+                int64_t more = weir_count_long(e, text + at, end - at);
+                if (more < 0) return -1;
+                tokens += more;
+            } else {
+                piece = batch + held++;
+                piece->text = text + at;
+                piece->n = end - at;
+                piece->key = weir_key_of(text + at, end - at, n - at);
+                piece->slot = e->front + weir_front_home(piece->key);
+                __builtin_prefetch(piece->slot);
+            }
+            at = end;
+        }
+        for (unsigned i = 0; i < held; i++) {
+            piece = batch + i;
+            if (WEIR_LIKELY(piece->slot->low == piece->key.low && (piece->slot->high << 4) == (piece->key.high << 4))) {
+                tokens += (int64_t)(piece->slot->high >> 60);
+                continue;
+            }
+            if (piece->n <= 7) __builtin_prefetch(e->v->shorts + weir_short_home(e->v, piece->key));
+            else __builtin_prefetch(e->v->middles + 2 * weir_middle_home(e->v, piece->key));
+            batch[missed++] = *piece;
+        }
+        for (unsigned i = 0; i < missed; i++)
+            tokens += weir_count_short(e, batch[i].slot, batch[i].key, batch[i].text, batch[i].n);
+    }
+    *used = at;
+    return tokens;
+}
+
+/* The tokens of a text: any bytes. -1 without memory. */
+static int64_t weir_count_tokens(weir_encoding *e, const uint8_t *text, size_t n) {
+    size_t used;
+    return weir_run(e, text, n, 1, &used);
+}
+
+#endif
