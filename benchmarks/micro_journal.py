@@ -98,10 +98,10 @@ def test_open_sent_close(benchmark: Any, epoch: journal.Epoch) -> None:
 
 
 def test_note(benchmark: Any, epoch: journal.Epoch) -> None:
-    """Progress as Python raises it; `_wire` calls the C form, without the conversion of eleven integers."""
+    """Progress as Python raises it; `_wire` calls the C form, without the conversion of thirteen integers."""
     slot = epoch.open(b"", ())
     assert slot is not None
-    per_call(benchmark, lambda: slot.progress(7, 1800, 40, 0, 0, 0, 0, 0, 0, 350_000, 200), NOTE_NS)
+    per_call(benchmark, lambda: slot.progress(7, 1800, 40, 0, 0, 0, 0, 0, 0, 350_000, 200, 10, 0), NOTE_NS)
     epoch.close(slot, b"E")
 
 

@@ -1,9 +1,9 @@
-/* The JSON of one stream frame or of a whole answer: usage, model, error, and how much text. */
+/* The JSON of one stream frame or of a whole answer: usage, model, error, and the text that was generated. */
 
 #ifndef WEIR_ANSWER_H
 #define WEIR_ANSWER_H
 
-#include "_walk.h"
+#include "_speech.h"
 
 static int weir_depth_max; /* bounds.JSON_DEPTH_MAX */
 
@@ -16,30 +16,15 @@ typedef struct {
     int usage_object, usage_valid; /* the last top-level `usage` is an object, and its figures can be believed */
     int choices_empty;             /* the last top-level `choices` is [] */
     int error;                     /* a top-level `error` that an SDK raises for: an object, or a string with text */
-    int64_t text_bytes;
-    wj_str model; /* empty without one */
+    wj_str model;                  /* empty without one */
 } weir_facts;
-
-/* A token count at p: 1 and its value, 0 for null, -1 when it cannot be believed (negative, fractional, above 2**40).
-   */
-static int weir_figure(const wj *j, const uint8_t *p, int64_t *value) {
-    const uint8_t *q = wj_digits(p, j->end);
-    int64_t sum = 0;
-    if (*p == 'n') return 0;
-    if (q == p || q - p > 13) return -1;
-    if (q < j->end && (*q == '.' || *q == 'e' || *q == 'E')) return -1;
-    for (; p < q; p++) sum = sum * 10 + (*p - '0');
-    if (sum > (int64_t)1 << 40) return -1;
-    *value = sum;
-    return 1;
-}
 
 /* The figures in the details object at p, 0 where they are absent; *good falls when one cannot be believed. */
 static const uint8_t *weir_usage_details(wj *j, const uint8_t *p, weir_usage *usage, int prompt, int *good) {
     uint8_t buffer[WJ_NAME_MAX + 1];
     wj_str key;
     int members = 0, more;
-    if (*p != '{') return wj_walk_answer(j, p, WJ_SKIP);
+    if (*p != '{') return wj_skip(j, p);
     p++;
     while ((more = wj_member(j, &p, &key, &members, 0)) == 1) {
         size_t n;
@@ -49,7 +34,7 @@ static const uint8_t *weir_usage_details(wj *j, const uint8_t *p, weir_usage *us
         else if (!prompt && WJ_IS(name, n, "reasoning_tokens")) figure = &usage->reasoning_tokens;
         else if (!prompt && WJ_IS(name, n, "audio_tokens")) figure = &usage->audio_tokens;
         if (figure && weir_figure(j, p, figure) < 0) *good = 0;
-        p = wj_walk_answer(j, p, WJ_SKIP);
+        p = wj_skip(j, p);
         if (!p) return NULL;
     }
     return more < 0 ? NULL : p;
@@ -79,7 +64,7 @@ static const uint8_t *weir_usage_object(wj *j, const uint8_t *p, weir_facts *fac
             if (!p) return NULL;
             continue;
         }
-        p = wj_walk_answer(j, p, WJ_SKIP);
+        p = wj_skip(j, p);
         if (!p) return NULL;
     }
     j->depth--;
@@ -95,9 +80,9 @@ static const uint8_t *weir_usage_object(wj *j, const uint8_t *p, weir_facts *fac
     return p;
 }
 
-/* Reads one JSON object. Facts count only when all of it is well formed: 1, else 0. Of two equal keys the last one
-   counts, as the SDKs' parsers have it. */
-static int weir_answer(const uint8_t *data, size_t size, weir_facts *facts) {
+/* Reads one JSON object. Facts and speech count only when all of it is well formed: 1, else 0. Of two equal keys the
+   last one counts, as the SDKs' parsers have it. */
+static int weir_answer(const uint8_t *data, size_t size, weir_facts *facts, weir_speech *speech) {
     uint8_t buffer[WJ_NAME_MAX + 1];
     wj j = {.start = data, .end = data + size, .depth = 1, .depth_max = weir_depth_max};
     const uint8_t *p = wj_space(data, j.end);
@@ -127,20 +112,18 @@ static int weir_answer(const uint8_t *data, size_t size, weir_facts *facts) {
         } else if (n == 5 && memcmp(name, "error", 5) == 0) {
             facts->error = *p == '{' || (*p == '"' && p + 1 < j.end && p[1] != '"');
         } else if (n == 7 && memcmp(name, "choices", 7) == 0) {
-            const int array = *p == '[';
-            j.elements = j.text = j.reasoning = j.reasoning_other = 0;
-            p = wj_walk_answer(&j, p, array ? WJ_ENTER : WJ_SKIP);
+            int64_t elements = -1;
+            weir_unsaid(speech);
+            p = *p == '[' ? weir_choices(&j, p, speech, &elements) : wj_skip(&j, p);
             if (!p) return 0;
-            facts->choices_empty = array && j.elements == 0;
+            facts->choices_empty = elements == 0;
             continue;
         }
         if (*p == '"') p = wj_string(&j, p, &text, 0);
-        else p = wj_walk_answer(&j, p, WJ_SKIP);
+        else p = wj_skip(&j, p);
         if (!p) return 0;
     }
-    if (more < 0 || wj_space(p, j.end) != j.end) return 0;
-    facts->text_bytes = j.text + (j.reasoning > j.reasoning_other ? j.reasoning : j.reasoning_other);
-    return 1;
+    return more == 0 && wj_space(p, j.end) == j.end;
 }
 
 #endif

@@ -15,7 +15,10 @@
 #include <string.h>
 #include <time.h>
 
-#define JRN_FORMAT 1u
+/* Of slots files: 1 had a counter less in each slot, and is still read; 2. Of segments: 1. */
+#define JRN_SLOTS_FORMAT 2u
+#define JRN_SLOTS_FORMAT_OLD 1u
+#define JRN_SEGMENT_FORMAT 1u
 #define JRN_SLOTS_MAGIC 0x3153544f4c535257ull /* "WRSLOTS1" */
 #define JRN_SEGMENT_MAGIC 0x31544d4745535257ull /* "WRSEGMT1" */
 
@@ -25,7 +28,8 @@
 #define JRN_SENT_BYTES_MAX 96u
 #define JRN_RECORD_BYTES_MAX 2048u
 #define JRN_HOLDS 6u
-#define JRN_COUNTERS 11u
+#define JRN_COUNTERS 12u /* words of one note */
+#define JRN_COUNTERS_OLD 11u
 
 #define JRN_SLOTS_HEAD_BYTES 4096u
 #define JRN_SEGMENT_HEAD_BYTES 128u
@@ -51,7 +55,7 @@ typedef struct {
     uint32_t hold_count;
     uint64_t progress[2][JRN_COUNTERS];
     uint64_t hold[JRN_HOLDS];
-    uint64_t unused[3];
+    uint64_t unused;
     char opened[JRN_OPENED_BYTES_MAX];
     char sent[JRN_SENT_BYTES_MAX];
 } jrn_slot;
@@ -205,7 +209,7 @@ static uint32_t jrn_record_crc(uint32_t seed, uint64_t seq, uint64_t call, uint6
 
 static void jrn_segment_begin(jrn_segment segment, const uint8_t epoch[16], uint64_t index) {
     jrn_segment_head *head = jrn_segment_headof(segment);
-    head->format = JRN_FORMAT;
+    head->format = JRN_SEGMENT_FORMAT;
     memcpy(head->epoch, epoch, 16);
     head->index = index;
     JRN_STORE(&head->magic, JRN_SEGMENT_MAGIC);
@@ -408,6 +412,12 @@ static inline void jrn_note(jrn_slot *slot, const uint64_t counters[JRN_COUNTERS
 }
 
 static inline const uint64_t *jrn_counters(const jrn_slot *slot) { return slot->progress[slot->flip & 1]; }
+
+/* In a slot of the old format: the two buffers lay nearer to each other, and all that recovery reads besides lies where
+ * it did. */
+static inline const uint64_t *jrn_counters_old(const jrn_slot *slot) {
+    return slot->progress[0] + (slot->flip & 1 ? JRN_COUNTERS_OLD : 0);
+}
 
 /* The holds fall and the slot is free. A recoverer drops nothing: it overwrites the whole column afterwards. */
 static void jrn_settle(jrn_slot *slot, jrn_drop drop, void *context) {

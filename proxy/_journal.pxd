@@ -32,4 +32,6 @@ cdef class Slot:
         uint64_t usage_seen,
         uint64_t first_us,
         uint64_t status,
+        uint64_t text_tokens,
+        uint64_t text_estimated,
     ) noexcept

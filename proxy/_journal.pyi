@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 from proxy._fastpath import Arena
 
-FORMAT: int  # of slots files and segments; a reader refuses another one
 SLOTS_HEAD_BYTES: int
 SEGMENT_HEAD_BYTES: int
 RECORD_SPACE_MAX: int  # bytes of a segment that the largest record takes
 
 class Malformed(ValueError):
-    """A file of the journal that is not what its name says, or of a format this version does not know."""
+    """A file of the journal that is not what its name says, or of a format this version does not know.
+
+    Slots files of the format before are known to `Recovery`: what was in flight when the version changed is not lost.
+    """
 
 def crc32c(data: bytes, portable: bool = False) -> int:
     """CRC-32C (RFC 3720) of `data`; `portable` takes the tables even where the CPU has the instruction."""
@@ -82,6 +84,8 @@ class Slot:
         usage_seen: int,
         first_us: int,
         status: int,
+        text_tokens: int = 0,
+        text_estimated: int = 0,
     ) -> None:
         """Whole or not at all (double buffer and flip word), before the client write. `_wire` calls the C form."""
     def counters(self) -> tuple[int, ...]:

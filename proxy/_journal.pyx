@@ -26,7 +26,9 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef extern from "_journal.h":
     enum:
-        JRN_FORMAT
+        JRN_SLOTS_FORMAT
+        JRN_SLOTS_FORMAT_OLD
+        JRN_SEGMENT_FORMAT
         JRN_SLOTS_MAGIC
         JRN_SEGMENT_MAGIC
         JRN_SLOT_BYTES
@@ -35,6 +37,7 @@ cdef extern from "_journal.h":
         JRN_RECORD_BYTES_MAX
         JRN_HOLDS
         JRN_COUNTERS
+        JRN_COUNTERS_OLD
         JRN_SLOTS_HEAD_BYTES
         JRN_SEGMENT_HEAD_BYTES
         JRN_SPACE_MAX
@@ -89,6 +92,7 @@ cdef extern from "_journal.h":
     void jrn_sent(jrn_slot*, uint32_t, const void*, uint64_t)
     void jrn_note(jrn_slot*, const uint64_t*)
     const uint64_t* jrn_counters(const jrn_slot*)
+    const uint64_t* jrn_counters_old(const jrn_slot*)
     void jrn_close(jrn*, jrn_slot*, const void*, uint64_t, jrn_drop, void*)
     int jrn_recover(jrn*, const jrn_segment*, int, jrn_build, void*, jrn_recovery*)
     jrn_segment_head* jrn_segment_headof(jrn_segment)
@@ -105,7 +109,9 @@ if (
 ):
     raise ImportError("_journal.h and bounds.py disagree about the journal's sizes: rebuild, or make them equal")
 
-FORMAT = JRN_FORMAT
+cdef enum:
+    OLD_BYTES_PER_TOKEN = 4  # of English prose in o200k_base: what the version that wrote old slots took
+
 SLOTS_HEAD_BYTES = JRN_SLOTS_HEAD_BYTES
 SEGMENT_HEAD_BYTES = JRN_SEGMENT_HEAD_BYTES
 RECORD_SPACE_MAX = JRN_SPACE_MAX
@@ -163,8 +169,8 @@ cdef class Segment:
         elif epoch is not None and not mend:
             jrn_segment_begin(self.at, <const uint8_t*>PyBytes_AS_STRING(epoch), index)
         self.index = index if index else self.head.index
-        if self.head.magic != JRN_SEGMENT_MAGIC or self.head.format != JRN_FORMAT:
-            raise Malformed(f"not a journal segment of format {JRN_FORMAT}: it says format {self.head.format}")
+        if self.head.magic != JRN_SEGMENT_MAGIC or self.head.format != JRN_SEGMENT_FORMAT:
+            raise Malformed(f"not a journal segment of format {JRN_SEGMENT_FORMAT}: it says format {self.head.format}")
 
     def __dealloc__(self):
         self.close()
@@ -236,6 +242,8 @@ cdef class Slot:
         uint64_t usage_seen,
         uint64_t first_us,
         uint64_t status,
+        uint64_t text_tokens,
+        uint64_t text_estimated,
     ) noexcept:
         cdef uint64_t[JRN_COUNTERS] counters
         if self.at == NULL:
@@ -248,9 +256,10 @@ cdef class Slot:
         counters[5] = completion
         counters[6] = reasoning
         counters[7] = audio
-        counters[8] = usage_seen
+        counters[8] = (usage_seen != 0) | <uint64_t>(text_estimated != 0) << 1  # two flags in one word
         counters[9] = first_us
         counters[10] = status
+        counters[11] = text_tokens
         jrn_note(self.at, counters)
 
     def sent(self, uint32_t attempt, bytes sent not None):
@@ -272,25 +281,38 @@ cdef class Slot:
         uint64_t usage_seen,
         uint64_t first_us,
         uint64_t status,
+        uint64_t text_tokens=0,
+        uint64_t text_estimated=0,
     ):
         self.note(
             frames, bytes_, text_bytes, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens,
-            audio_tokens, usage_seen, first_us, status,
+            audio_tokens, usage_seen, first_us, status, text_tokens, text_estimated,
         )
 
     def counters(self):
         if self.at == NULL:
             raise ValueError(f"call {self.call} is closed: its slot may be another call's by now")
-        return counters_of(self.at)
+        return counters_of(jrn_counters(self.at))
 
     @property
     def closed(self):
         return self.at == NULL
 
 
-cdef tuple counters_of(const jrn_slot* slot):
-    cdef const uint64_t* counters = jrn_counters(slot)
-    return tuple([counters[i] for i in range(JRN_COUNTERS)])
+cdef tuple counters_of(const uint64_t* counters):
+    """The fields of `call.Progress`, in its order."""
+    cdef int i
+    cdef list values = [counters[i] for i in range(8)]
+    values += [counters[8] & 1, counters[9], counters[10], counters[11], counters[8] >> 1 & 1]
+    return tuple(values)
+
+
+cdef tuple counters_of_old(const uint64_t* counters):
+    """The same of a slot of the old format, which had only the bytes of text: its tokens are estimated from them."""
+    cdef int i
+    cdef list values = [counters[i] for i in range(JRN_COUNTERS_OLD)]
+    values += [counters[2] // OLD_BYTES_PER_TOKEN + (counters[2] % OLD_BYTES_PER_TOKEN != 0), 1]
+    return tuple(values)
 
 
 cdef void drop_hold(void* arena, uint64_t cell) noexcept:
@@ -309,8 +331,9 @@ cdef class Slots:
             raise Malformed(f"a slots file of {size} bytes is shorter than its header")
         self.mapping = Mapping(fd, size, writable)
         cdef jrn_head* head = <jrn_head*>self.mapping.base
-        if head.magic != JRN_SLOTS_MAGIC or head.format != JRN_FORMAT or head.slot_bytes != JRN_SLOT_BYTES:
-            raise Malformed(f"not a slots file of format {JRN_FORMAT}: it says format {head.format}")
+        cdef bint known = head.format == JRN_SLOTS_FORMAT or head.format == JRN_SLOTS_FORMAT_OLD
+        if head.magic != JRN_SLOTS_MAGIC or not known or head.slot_bytes != JRN_SLOT_BYTES:
+            raise Malformed(f"not a slots file of format {JRN_SLOTS_FORMAT}: it says format {head.format}")
         if head.slots > (size - JRN_SLOTS_HEAD_BYTES) // JRN_SLOT_BYTES:
             raise Malformed(f"a slots file of {size} bytes cannot hold {head.slots} slots")
         self.j.head = head
@@ -326,7 +349,7 @@ cdef class Slots:
             raise Malformed(f"{slots} slots need a file of {slots_bytes(slots)} bytes, not {os.fstat(fd).st_size}")
         cdef Mapping mapping = Mapping(fd, JRN_SLOTS_HEAD_BYTES, True)
         cdef jrn_head* head = <jrn_head*>mapping.base
-        head.format = JRN_FORMAT
+        head.format = JRN_SLOTS_FORMAT
         head.slot_bytes = JRN_SLOT_BYTES
         head.slots = slots
         head.column = column
@@ -385,6 +408,8 @@ cdef class Writer(Slots):
 
     def __cinit__(self, int slots_fd, Segment segment not None, Arena arena):
         cdef uint64_t slots = self.j.head.slots
+        if self.j.head.format != JRN_SLOTS_FORMAT:
+            raise Malformed(f"a slots file of format {self.j.head.format} is only recovered, not written")
         self.arena = arena
         self.free_slots = <uint32_t*>calloc(slots + 1, sizeof(uint32_t))
         if self.free_slots == NULL:
@@ -547,6 +572,7 @@ cdef class Writer(Slots):
 ctypedef struct building:
     void* build
     void* error
+    bint old
 
 
 cdef int build_record(void* context, const jrn_slot* slot, char* payload) noexcept:
@@ -557,9 +583,8 @@ cdef int build_record(void* context, const jrn_slot* slot, char* payload) noexce
         opened = slot.opened[:min(opened_size, <uint64_t>JRN_OPENED_BYTES_MAX)]
         sent_size = slot.sent_word & 0xFFFFFFFF
         sent = slot.sent[:sent_size] if 0 < sent_size <= JRN_SENT_BYTES_MAX else None
-        record = (<object>state.build)(
-            slot.call, opened, sent, slot.sent_word >> 32, counters_of(slot), slot.state
-        )
+        counters = counters_of_old(jrn_counters_old(slot)) if state.old else counters_of(jrn_counters(slot))
+        record = (<object>state.build)(slot.call, opened, sent, slot.sent_word >> 32, counters, slot.state)
         if not 0 < len(record) <= JRN_RECORD_BYTES_MAX:
             raise ValueError(f"a final record of {len(record)} bytes: 1 to {JRN_RECORD_BYTES_MAX} are possible")
         memcpy(payload, PyBytes_AS_STRING(record), len(record))
@@ -604,6 +629,7 @@ cdef class Recovery(Slots):
         cdef building state
         state.build = <void*>build
         state.error = <void*>errors
+        state.old = self.j.head.format == JRN_SLOTS_FORMAT_OLD
         for i in range(count):
             array[i] = (<Segment>segments[i]).at
         self.segments = segments

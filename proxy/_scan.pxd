@@ -1,6 +1,8 @@
 # The C face of _scan, for _wire. Facts are read straight from the struct: `frames.s.text_bytes`.
 from libc.stdint cimport int64_t
 
+from proxy._fastpath cimport Encoding, weir_encoding
+
 cdef extern from "_sse.h":
     # What the scanner has seen so far, to be stored before each write. Counts only grow; `usage` is the last one seen.
     ctypedef struct weir_usage:
@@ -9,6 +11,17 @@ cdef extern from "_sse.h":
         int64_t completion_tokens
         int64_t reasoning_tokens  # part of completion_tokens
         int64_t audio_tokens  # part of completion_tokens
+
+    # The count of an answer's tokens.
+    ctypedef struct weir_lanes:
+        weir_encoding* encoding
+        int64_t tokens
+        int64_t fresh
+        int64_t waits
+        int64_t lost
+        int count
+        int unread
+        int failed
 
     ctypedef struct weir_sse:
         int64_t frames  # complete frames with a data line, hidden ones included
@@ -21,14 +34,39 @@ cdef extern from "_sse.h":
         Py_ssize_t held  # bytes that `take` keeps back at this moment
         int model_bytes
         char* model
+        weir_lanes* lanes
         char* tail
         Py_ssize_t tail_room
 
 cimport cython
 
 @cython.final
+cdef class AnswerCounter:
+    cdef weir_lanes l
+    cdef readonly Encoding encoding
+    cdef bint finishing
+
+    # After each read, before its write: counts what came since the last look, as far as that holds up nobody. `last`:
+    # when no more will come, long words too.
+    cpdef void look(self, bint last) noexcept
+
+    # The tokens as of the last look. `rest` is set to the bytes of text that are not in them, and is left alone, with 0
+    # tokens, when there was no memory: then all of the text is to be estimated.
+    cdef int64_t tell(self, int64_t* rest, bint* estimated) noexcept
+
+    # Some of the text is unknown.
+    cdef void not_read(self) noexcept
+
+    # Counts everything. Gives up the GIL, so it may run in a thread, when no more text will come.
+    cpdef finish(self)
+
+@cython.final
 cdef class Frames:
     cdef weir_sse s
+    cdef AnswerCounter counter
+
+    # Where the text is counted; before anything was read.
+    cdef void attach(self, AnswerCounter counter) noexcept
 
     # Forward at once: counts what stands in the read, copies nothing but a frame that is cut. Call it before the write.
     cdef void see(self, const char* data, Py_ssize_t n) noexcept
@@ -48,5 +86,6 @@ cdef class Frames:
     # (prompt, cached, completion, reasoning, audio) or None.
     cdef tuple usage_tuple(self)
 
-# A whole JSON answer: (usage tuple or None, model, text_bytes). Never raises for content.
-cpdef tuple read_answer(bytes body)
+# A whole JSON answer: (usage tuple or None, model, text_bytes). Never raises for content. Its text is given to the
+# counter when it has no usage.
+cpdef tuple read_answer(bytes body, AnswerCounter counter=*)

@@ -3,6 +3,8 @@
 Nothing here builds a JSON tree: every function walks its bytes once and allocates only what it returns.
 """
 
+from proxy._fastpath import Encoding
+
 class BadHead(Exception):
     """args: (code of errors.KINDS, detail). A detail is printable ASCII, at most 64 characters of a client's own."""
 
@@ -107,6 +109,12 @@ class Peek:
         """
     def texts(self, body: bytes) -> list[bytes]:
         """The noted strings decoded, without the images' urls. Errors as `with_usage`."""
+    def count(self, body: bytes, encoding: Encoding) -> tuple[int, int]:
+        """(tokens of all noted strings but images' urls, how many of them are a message's name). The GIL is released
+        where they have more than TEXT_BYTES_INLINE bytes together. Errors as `with_usage`, and MemoryError.
+        """
+    def count_calls(self, body: bytes, encoding: Encoding, prefix: bytes) -> int:
+        """Tokens of the names in tool_calls, each behind `prefix`. GIL and errors as `count`."""
     @property
     def unread(self) -> int:
         """Parts of the messages that are neither text nor image: audio and files."""
@@ -157,6 +165,50 @@ def with_usage(body: bytes, facts: Peek, model: bytes | None) -> bytes:
 def with_model(body: bytes, facts: Peek, model: bytes) -> bytes:
     """The body with another model value; nothing else changes. Errors as `with_usage`."""
 
+class AnswerCounter:
+    """Counts the tokens of one answer's text while it is relayed: exactly, and never for long at a time.
+
+    Texts are told apart by choice, kind (content, refusal, reasoning, a call's name, its arguments, completions' text)
+    and tool call, and each is counted as one text, whatever deltas it came in. A delta's index is what it says; without
+    one, its place in the array. Reasoning that a message holds under both of its names counts once, the longer of the
+    two. Text counts once its frame has turned out to be well-formed JSON; of two equal keys the last one counts.
+
+    Text is taken in by `Frames` and `read_answer`, and counted at once up to TEXT_BYTES_INLINE between two looks; what
+    is more waits, at most ANSWER_BACKLOG_BYTES_MAX of it, for later looks or for `finish`. A word that is still growing
+    is counted anew at each look while it has at most WORD_BYTES_RECOUNTED bytes, then each time it has doubled; a word
+    longer than TEXT_BYTES_INLINE waits for `finish`. So all looks of an answer cost a small multiple of one count of it.
+
+    Above ANSWER_LANES_MAX texts, ANSWER_STRINGS_MAX strings in one frame, or the backlog's bound, text is known by its
+    bytes alone. A frame longer than FRAME_BYTES_PARSED_MAX is unknown altogether. Either makes the count an estimate
+    for good.
+    """
+
+    def __init__(self, encoding: Encoding) -> None: ...
+    encoding: Encoding
+    def look(self, last: bool) -> None:
+        """Counts what came since the last look. `last`: no more will come, so long words too, up to the same bound."""
+    def finish(self) -> None:
+        """Counts everything that waits. Gives up the GIL: for a thread, once no more text will come. Raises
+        MemoryError; ValueError while another thread is at it.
+        """
+    @property
+    def tokens(self) -> int:
+        """As of the last look."""
+    @property
+    def rest(self) -> int:
+        """Bytes of text that are not in `tokens`."""
+    @property
+    def backlog(self) -> int:
+        """Bytes of them that `finish` would count."""
+    @property
+    def estimated(self) -> bool:
+        """There is a rest, or text that nobody could read."""
+    @property
+    def lanes(self) -> int:
+        """Texts told apart so far."""
+    def __sizeof__(self) -> int:
+        """Bytes of this object and of what it holds of the text."""
+
 class Frames:
     """Scans an SSE byte stream cut anywhere (WHATWG HTML, 9.2.6): \\n, \\r\\n and \\r line ends, a leading BOM,
     comments, several data lines. Never raises for content; the facts do not depend on the cuts.
@@ -168,6 +220,8 @@ class Frames:
     text, whatever it looks like.
     """
 
+    def __init__(self, counter: AnswerCounter | None = None) -> None:
+        """With a counter, the text is given to it; whoever feeds has it look."""
     def feed(self, data: bytes) -> None:
         """Reads on; the caller forwards the bytes itself."""
     def take(self, data: bytes) -> bytes:
@@ -214,7 +268,9 @@ class Frames:
     def error(self) -> bool:
         """A frame with a top-level `error` was seen that an SDK raises for: an object, or a string that is not ""."""
 
-def read_answer(body: bytes) -> tuple[tuple[int, int, int, int, int] | None, str, int]:
+def read_answer(
+    body: bytes, counter: AnswerCounter | None = None
+) -> tuple[tuple[int, int, int, int, int] | None, str, int]:
     """(usage, model, text_bytes) of a whole JSON answer, each as in `Frames`; (None, "", 0) when it is no JSON
-    object.
+    object. Its text is given to the counter when there is no valid usage.
     """

@@ -10,14 +10,16 @@ from libc.string cimport memchr, memcmp, memcpy
 
 from proxy import bounds
 
+from proxy._fastpath cimport Encoding, weir_encoding
 from proxy._scan_h cimport (
     WEIR_API_KEY, WEIR_AUTHORIZATION, WEIR_BAD_JSON, WEIR_BREAKS, WEIR_CONNECTION, WEIR_CONTENT_ENCODING,
     WEIR_CONTENT_LENGTH, WEIR_CONTENT_TYPE, WEIR_DUPLICATE_KEY, WEIR_EXPECT, WEIR_FINE, WEIR_FORWARD_FIRST,
     WEIR_FUNCTIONS, WEIR_FUNCTION_CALL, WEIR_HOST, WEIR_INCLUDE_USAGE, WEIR_MODEL, WEIR_OTHER, WEIR_PLAIN,
     WEIR_RESPONSE_FORMAT, WEIR_STREAM_OPTIONS, WEIR_TOOLS, WEIR_TOOL_CHOICE, WEIR_TRANSFER_ENCODING, WEIR_X_API_KEY,
-    WEIR_X_REQUEST_ID, WEIR_X_TENANT_ID, WJ_LEVELS, WJ_STRING_IMAGE, weir_field, weir_field_name,
-    weir_hop_fields, weir_host_fine, weir_param, weir_peek, weir_peek_beside, weir_peek_body, weir_peek_calls,
-    weir_peek_end, weir_prompt_calls, weir_same, weir_span, weir_value_kind, weir_visible, wj_decode, wj_str, wj_string_at,
+    WEIR_X_REQUEST_ID, WEIR_X_TENANT_ID, WJ_LEVELS, WJ_STRING_IMAGE, weir_field, weir_field_name, weir_hop_fields,
+    weir_host_fine, weir_param, weir_peek, weir_peek_beside, weir_peek_body, weir_peek_calls, weir_peek_end,
+    weir_peek_system, weir_prompt_calls, weir_same, weir_span, weir_value_kind, weir_visible, wj_decode, wj_str,
+    wj_string_at,
 )
 
 cdef extern from "_sse.h":
@@ -28,16 +30,26 @@ cdef extern from "_sse.h":
     ctypedef struct weir_facts:
         weir_usage usage
         int usage_valid
-        int64_t text_bytes
         wj_str model
     ctypedef struct weir_out:
         PyObject* bytes
         Py_ssize_t room
-    int weir_answer(const uint8_t* data, size_t size, weir_facts* facts) noexcept
+    ctypedef struct weir_speech:
+        int64_t text
+    int weir_answer(const uint8_t* data, size_t size, weir_facts* facts, weir_speech* speech) noexcept
     void weir_feed(weir_sse* s, const char* data, Py_ssize_t size, weir_out* out) noexcept
     bint weir_end(weir_sse* s) noexcept
     void weir_block_done(weir_sse* s) noexcept
     object weir_out_finish(weir_out* out, object data)
+
+cdef extern from "_prompt.h" nogil:
+    int64_t weir_prompt_bytes(const weir_peek* k) noexcept
+    int weir_prompt_count(
+        const weir_peek* k, const uint8_t* body, weir_encoding* e, int64_t* tokens, int64_t* names
+    ) noexcept
+    int64_t weir_prompt_calls_count(
+        const weir_peek* k, const uint8_t* body, weir_encoding* e, const uint8_t* prefix, size_t prefix_bytes
+    ) noexcept
 
 cdef enum:
     TEXT_BYTES_MAX = 256  # room for a model's or user's name: above both bounds
@@ -45,6 +57,7 @@ cdef enum:
 
 cdef int depth_max = bounds.JSON_DEPTH_MAX
 cdef uint32_t strings_max = bounds.PROMPT_STRINGS_MAX
+cdef int64_t text_bytes_inline = bounds.TEXT_BYTES_INLINE
 cdef Py_ssize_t model_bytes_max = bounds.MODEL_BYTES_MAX
 cdef Py_ssize_t user_bytes_max = bounds.USER_BYTES_MAX
 cdef Py_ssize_t request_id_bytes_max = bounds.REQUEST_ID_BYTES_MAX
@@ -387,6 +400,51 @@ cdef class Peek:
         cdef uint32_t i
         return [decoded_at(p, &at[i]) for i in range(self.k.strings.used) if at[i].kind < WJ_STRING_IMAGE]
 
+    def count(self, bytes body not None, Encoding encoding not None):
+        check_body(body, self)
+        cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(body)
+        cdef int64_t tokens, names
+        cdef int failed
+        cdef weir_encoding* e
+        if weir_prompt_bytes(&self.k) <= text_bytes_inline:
+            failed = weir_prompt_count(&self.k, p, encoding.c, &tokens, &names)
+        else:
+            e = encoding.borrow()
+            with nogil:
+                failed = weir_prompt_count(&self.k, p, e, &tokens, &names)
+            encoding.give_back(e)
+        if failed:
+            raise MemoryError
+        return (tokens, names)
+
+    def count_calls(self, bytes body not None, Encoding encoding not None, bytes prefix not None):
+        check_body(body, self)
+        cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(body)
+        cdef const uint8_t* before = <const uint8_t*>PyBytes_AS_STRING(prefix)
+        cdef Py_ssize_t before_bytes = PyBytes_GET_SIZE(prefix)
+        cdef int64_t tokens
+        cdef weir_encoding* e
+        if weir_prompt_bytes(&self.k) <= text_bytes_inline:
+            tokens = weir_prompt_calls_count(&self.k, p, encoding.c, before, before_bytes)
+        else:
+            e = encoding.borrow()
+            with nogil:
+                tokens = weir_prompt_calls_count(&self.k, p, e, before, before_bytes)
+            encoding.give_back(e)
+        if tokens < 0:
+            raise MemoryError
+        return tokens
+
+    @property
+    def unread(self):
+        return self.k.unread
+
+    def system(self, bytes body not None):
+        check_body(body, self)
+        cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(body)
+        cdef const wj_string_at* at = weir_peek_system(&self.k, p)
+        return None if at == NULL else decoded_at(p, at)
+
     def calls(self, bytes body not None):
         check_body(body, self)
         cdef weir_prompt_calls found
@@ -480,93 +538,4 @@ def with_model(bytes body not None, Peek facts not None, bytes model not None) -
     return with_model_only(body, &facts.k, model)
 
 
-# === an answer ===
-
-cdef tuple figures(const weir_usage* usage):
-    return (
-        usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, usage.reasoning_tokens, usage.audio_tokens
-    )
-
-
-@cython.final
-cdef class Frames:
-    """Scans an SSE byte stream cut anywhere; see `_scan.pyi` and, for the C form, `_scan.pxd`."""
-
-    def __dealloc__(self):
-        free(self.s.tail)
-
-    def __sizeof__(self):
-        """Bytes of this object and of what it holds of a frame."""
-        return Frames.__basicsize__ + self.s.tail_room
-
-    cdef void see(self, const char* data, Py_ssize_t n) noexcept:
-        weir_feed(&self.s, data, n, NULL)
-
-    cpdef bytes take(self, bytes data):
-        if data is None:
-            raise TypeError("data must be bytes")
-        cdef weir_out out = weir_out(bytes=NULL, room=self.s.held + PyBytes_GET_SIZE(data))
-        weir_feed(&self.s, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), &out)
-        return weir_out_finish(&out, data)
-
-    cpdef bytes rest(self):
-        cdef bytes last = b""
-        if weir_end(&self.s):
-            last = PyBytes_FromStringAndSize(self.s.tail, self.s.held)
-        weir_block_done(&self.s)
-        return last
-
-    cdef str model_name(self):
-        return PyUnicode_DecodeUTF8(self.s.model, self.s.model_bytes, "replace")
-
-    cdef tuple usage_tuple(self):
-        return figures(&self.s.usage) if self.s.usage_seen else None
-
-    def feed(self, bytes data not None):
-        self.see(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-
-    @property
-    def frames(self):
-        return self.s.frames
-
-    @property
-    def hidden(self):
-        return self.s.hidden
-
-    @property
-    def held(self):
-        return self.s.held
-
-    @property
-    def text_bytes(self):
-        return self.s.text_bytes
-
-    @property
-    def usage(self):
-        return self.usage_tuple()
-
-    @property
-    def model(self):
-        return self.model_name()
-
-    @property
-    def done(self):
-        return self.s.done != 0
-
-    @property
-    def error(self):
-        return self.s.error != 0
-
-
-cpdef tuple read_answer(bytes body):
-    """The facts of a whole JSON answer; see `_scan.pyi`."""
-    cdef weir_facts facts
-    cdef uint8_t[WEIR_MODEL_BYTES] model
-    if body is None:
-        raise TypeError("body must be bytes")
-    if not weir_answer(<const uint8_t*>PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), &facts):
-        return (None, "", 0)
-    name = ""
-    if facts.model.start != NULL:
-        name = PyUnicode_DecodeUTF8(<const char*>model, wj_decode(&facts.model, model, WEIR_MODEL_BYTES), "replace")
-    return (figures(&facts.usage) if facts.usage_valid else None, name, facts.text_bytes)
+include "_answers.pxi"

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 
 #include "_answer.h"
+#include "_lanes.h"
 
 #define WEIR_MODEL_BYTES 96 /* room for bounds.MODEL_BYTES_MAX, checked at import; a longer name is cut */
 #define WEIR_TAIL_BYTES_KEPT 4096 /* a larger tail is given back after its block: thousands of streams are open */
@@ -29,6 +30,7 @@ typedef struct {
     int usage_seen, done, error;
     int model_bytes;
     char model[WEIR_MODEL_BYTES];
+    weir_lanes *lanes; /* where the text is counted; NULL: nowhere */
     /* where it stands */
     Py_ssize_t held;       /* of the tail, bytes that were not forwarded */
     Py_ssize_t tail_bytes; /* of the block so far, as kept in `tail` */
@@ -127,19 +129,23 @@ static int weir_judge(weir_sse *s, const char *block, Py_ssize_t size, int whole
     const char *end = block + size, *data = NULL;
     size_t data_bytes = 0;
     weir_facts facts;
+    weir_speech speech;
     block = weir_after_mark(s, block, end);
     s->begun = 1;
     int kind = weir_block_data(block, end, &data, &data_bytes);
     if (kind == 0) return 0;
     if (kind < 0) {
+        if (s->lanes) s->lanes->unread = 1;
         s->frames += whole;
         return 0;
     }
     int hide = 0, read = 0;
+    weir_speech_start(&speech, s->lanes != NULL);
     if (data_bytes >= 6 && memcmp(data, "[DONE]", 6) == 0) s->done = read = 1; /* openai-python: startswith */
-    else if (weir_answer((const uint8_t *)data, data_bytes, &facts)) {
+    else if (weir_answer((const uint8_t *)data, data_bytes, &facts, &speech)) {
         read = 1;
-        s->text_bytes += facts.text_bytes;
+        s->text_bytes += speech.text;
+        if (s->lanes) weir_lanes_hear(s->lanes, &speech);
         s->error |= facts.error;
         if (facts.usage_valid) {
             s->usage = facts.usage;
@@ -150,6 +156,7 @@ static int weir_judge(weir_sse *s, const char *block, Py_ssize_t size, int whole
         hide = facts.choices_empty && facts.usage_object && !facts.error;
     }
     s->frames += whole || read;
+    weir_speech_end(&speech);
     if (kind == 2) free((void *)data);
     return hide;
 }
@@ -202,6 +209,10 @@ static void weir_emit(weir_out *out, const char *p, Py_ssize_t n) {
     out->used += n;
 }
 
+static void weir_not_heard(weir_sse *s) {
+    if (s->lanes && s->unread == 1) s->lanes->unread = 1;
+}
+
 /* Adds a part of the block to the tail. A block above the bound is given up, but it is remembered whether it held
    data. */
 static void weir_keep(weir_sse *s, const char *p, Py_ssize_t n) {
@@ -215,6 +226,7 @@ static void weir_keep(weir_sse *s, const char *p, Py_ssize_t n) {
         char *tail = realloc(s->tail, (size_t)room);
         if (!tail) {
             s->unread = 1;
+            weir_not_heard(s);
             return;
         }
         s->tail = tail;
@@ -225,6 +237,7 @@ static void weir_keep(weir_sse *s, const char *p, Py_ssize_t n) {
     if (too_long) {
         const char *end = s->tail + s->tail_bytes;
         s->unread = weir_has_data(weir_after_mark(s, s->tail, end), end) ? 1 : 2;
+        weir_not_heard(s);
     }
 }
 

@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from proxy._journal cimport Slot
-from proxy._scan cimport Frames
+from proxy._scan cimport AnswerCounter, Frames
 
 
 cdef class Relay:
@@ -31,6 +31,8 @@ cdef class Relay:
     cdef tuple _usage
     cdef str _model
     cdef int64_t _text_bytes, _whole
+    cdef AnswerCounter _counter
+    cdef int64_t _milli
     # Facts for the owner.
     cdef readonly int64_t first_us
     cdef readonly bytes retry_after, retry_after_ms, should_retry, upstream_request_id
@@ -44,7 +46,8 @@ cdef class Relay:
     cdef bytes client_head(self)
     cdef int collect(self, bytes one, list more) except -1
     cdef void read_whole(self)
-    cdef void note(self) noexcept
+    cdef void note(self, bint last) noexcept
+    cdef int64_t count(self, bint *estimated) noexcept
     cdef int send(self, bytes data) except -1
     cdef int pause(self) except -1
     cdef int finish(self, int ending, str detail) except -1

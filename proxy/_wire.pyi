@@ -7,6 +7,7 @@ from typing import Any
 
 from proxy import bounds
 from proxy._journal import Slot
+from proxy._scan import AnswerCounter
 
 # Why a relay ended, `Relay.ending`:
 RUNNING: int  # 0: not yet
@@ -54,6 +55,8 @@ class Relay:
         first_byte_ms: int,
         idle_ms: int,
         total_ms: int,
+        counter: AnswerCounter | None = None,  # of the model's encoding, new for this answer; None: it is not known
+        bytes_per_token_milli: int = 4000,  # thousandths, for text whose tokens are not counted
     ) -> None: ...
     ending: int
     status: int  # upstream's, 0 before its head
@@ -63,6 +66,9 @@ class Relay:
     frames: int  # to the client; 1 for a whole non-stream answer
     bytes: int  # payload bytes to the client
     text_bytes: int
+    text_tokens: int  # of the text so far, as the slot says it: what the counter has counted, the rest by its bytes
+    text_estimated: bool  # not all of it is counted, or some text could not be read
+    backlog: int  # bytes of text that `finish_count` would count
     usage: tuple[int, int, int, int, int] | None  # prompt, cached, completion, reasoning, audio
     model: str
     first_us: int  # from arrival to the first byte of the body, 0 before it
@@ -74,6 +80,8 @@ class Relay:
     upstream_request_id: builtins.bytes
     upstream_error: bool  # the stream carried an `error` frame
     detail: str
+    def finish_count(self) -> None:
+        """Counts the text that waits, once the relay has ended (else ValueError). Gives up the GIL: for a thread."""
     def resume(self) -> None:
         """The client has read: the upstream is read again. No-op when it is not paused."""
     def release_end(self) -> None:

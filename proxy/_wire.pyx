@@ -16,7 +16,7 @@ from httptools import HttpResponseParser
 
 from proxy import bounds
 from proxy._journal cimport Slot
-from proxy._scan cimport Frames, read_answer
+from proxy._scan cimport AnswerCounter, Frames, read_answer
 
 cdef extern from "_wire.h" nogil:
     int64_t weir_wire_now()
@@ -84,7 +84,10 @@ cdef class Relay:
         self, write not None, buffered not None, on_pause not None, done not None, Slot slot, int64_t arrived_ns,
         bytes head not None, *, bint http10, bint close, bint hide_usage, bint hold_end,
         int64_t first_byte_ms, int64_t idle_ms, int64_t total_ms,
+        AnswerCounter counter=None, int64_t bytes_per_token_milli=4000,
     ):
+        if bytes_per_token_milli <= 0:
+            raise ValueError(f"{bytes_per_token_milli} thousandths of a byte per token: more than none are needed")
         self._write = write
         self._buffered = buffered
         self._on_pause = on_pause
@@ -99,6 +102,8 @@ cdef class Relay:
         self._first_byte_ns = first_byte_ms * 1_000_000
         self._idle_ns = idle_ms * 1_000_000
         self._total_ns = total_ms * 1_000_000
+        self._counter = counter
+        self._milli = bytes_per_token_milli
         self._model = ""
         self.retry_after = self.retry_after_ms = b""
         self.should_retry = self.upstream_request_id = self._media = b""
@@ -150,6 +155,7 @@ cdef class Relay:
         self.is_stream = weir_wire_media(self._media, PyBytes_GET_SIZE(self._media), b"text/event-stream")
         if self.is_stream:
             self._scan = Frames.__new__(Frames)
+            self._scan.attach(self._counter)
         else:
             self._kept = []
         if status == 204:
@@ -209,7 +215,7 @@ cdef class Relay:
         elif one is not None:
             total = PyBytes_GET_SIZE(one)
         self._bytes += total
-        self.note()
+        self.note(complete)
         if total == 0 and not complete:
             return RUNNING
         return self.hand_over(one, pieces, total, complete)
@@ -245,7 +251,7 @@ cdef class Relay:
             data = data[:end]
         self._scan.see(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         self._bytes += PyBytes_GET_SIZE(data)
-        self.note()
+        self.note(end >= 0)
         if end < 0:
             return self.hand_over(data, None, PyBytes_GET_SIZE(data), False)
         data = data + self._cut_with
@@ -334,22 +340,32 @@ cdef class Relay:
         self._whole = 1
         if self._kept:
             self._usage, self._model, self._text_bytes = read_answer(
-                <bytes>self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
+                <bytes>self._kept[0] if len(self._kept) == 1 else b"".join(self._kept), self._counter
             )
+            if self._usage is not None:
+                self._counter = None  # the provider has counted
+        elif self._counter is not None and self._bytes:
+            self._counter.not_read()
         self._kept = None
 
-    cdef void note(self) noexcept:
+    cdef void note(self, bint last) noexcept:
         """Raises the slot's counters: always before the write that they count."""
         cdef int64_t[5] usage
         cdef int seen = 0
+        cdef bint estimated
+        cdef int64_t tokens
+        if self._counter is not None:
+            self._counter.look(last)
         if self._slot is None:
             return
+        tokens = self.count(&estimated)
         if self._scan is not None:
             self._slot.note(
                 self._scan.s.frames - self._scan.s.hidden, self._bytes, self._scan.s.text_bytes,
                 self._scan.s.usage.prompt_tokens, self._scan.s.usage.cached_tokens,
                 self._scan.s.usage.completion_tokens, self._scan.s.usage.reasoning_tokens,
                 self._scan.s.usage.audio_tokens, self._scan.s.usage_seen, self.first_us, self.status,
+                tokens, estimated,
             )
             return
         usage[0] = usage[1] = usage[2] = usage[3] = usage[4] = 0
@@ -357,7 +373,18 @@ cdef class Relay:
             seen = 1
             usage[0], usage[1], usage[2], usage[3], usage[4] = self._usage
         self._slot.note(self._whole, self._bytes, self._text_bytes, usage[0], usage[1], usage[2], usage[3], usage[4],
-                        seen, self.first_us, self.status)
+                        seen, self.first_us, self.status, tokens, estimated)
+
+    cdef int64_t count(self, bint *estimated) noexcept:
+        """Tokens of the text as of the last look; what is not counted is estimated from its bytes."""
+        cdef int64_t rest = self._scan.s.text_bytes if self._scan is not None else self._text_bytes
+        cdef int64_t counted = 0
+        estimated[0] = True
+        if self._counter is not None:
+            counted = self._counter.tell(&rest, estimated)
+            if self._scan is None and not self._whole and self._bytes:
+                estimated[0] = True  # a part of an answer that can only be read whole
+        return counted + rest * 1000 // self._milli + (rest * 1000 % self._milli != 0)
 
     # --- towards the client ---
 
@@ -387,7 +414,9 @@ cdef class Relay:
         if self.ending != RUNNING:
             return 0
         if self._collecting:
-            self.note()
+            self.note(True)
+        elif self._counter is not None:
+            self._counter.look(True)
         if self._collecting and ending in (LOST, PROTOCOL, FIRST_BYTE_TIMEOUT, IDLE_TIMEOUT, TOTAL_TIMEOUT):
             ending = ANSWERED  # its status is known, and that is what the owner acts on
         self.ending = ending
@@ -438,6 +467,27 @@ cdef class Relay:
     @property
     def model(self):
         return self._scan.model_name() if self._scan is not None else self._model
+
+    @property
+    def text_tokens(self):
+        cdef bint estimated
+        return self.count(&estimated)
+
+    @property
+    def text_estimated(self):
+        cdef bint estimated
+        self.count(&estimated)
+        return estimated
+
+    @property
+    def backlog(self):
+        return self._counter.backlog if self._counter is not None else 0
+
+    def finish_count(self):
+        if self.ending == RUNNING:
+            raise ValueError("this answer is still being relayed: its text is counted to the end when it has ended")
+        if self._counter is not None:
+            self._counter.finish()
 
     @property
     def upstream_error(self):
@@ -712,85 +762,4 @@ cdef class Connection:
             self._on_idle(self, False)
 
 
-cdef class Sweeper:
-    def __init__(self, loop, *, double stall_seconds=bounds.CLIENT_STALL_SECONDS_MAX):
-        global coarse_ns
-        self._loop = loop
-        self._stall_ns = <int64_t>(stall_seconds * 1_000_000_000)
-        self._relays = []
-        self._tick = self._sweep
-        coarse_ns = weir_wire_now()
-        self._due_ns = coarse_ns + SWEEP_NS
-        self._timer = loop.call_later(SWEEP_SECONDS, self._tick)
-
-    def add(self, Relay relay not None):
-        if relay.ending == RUNNING and relay._sweeper is None:
-            relay._start_ns = relay._start_ns or weir_wire_now()  # one that is never sent leaves as well
-            relay._sweeper = self
-            relay._place = len(self._relays)
-            self._relays.append(relay)
-
-    def running(self):
-        return len(self._relays)
-
-    def lag_us(self):
-        cdef int64_t lag = self._lag_ns // 1000
-        self._lag_ns = 0
-        return lag
-
-    def close(self):
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = self._tick = None
-
-    def _sweep(self):
-        global coarse_ns
-        cdef int64_t now = weir_wire_now(), late = now - self._due_ns
-        cdef Py_ssize_t i
-        cdef Relay relay
-        coarse_ns = now
-        if late > self._lag_ns:
-            self._lag_ns = late
-        self._due_ns = now + SWEEP_NS
-        self._timer = self._loop.call_later(SWEEP_SECONDS, self._tick)
-        if late > SWEEP_NS and not self._skipped:
-            # The loop, or the whole host, stood still: what arrived meanwhile is read before anybody is judged by it.
-            self._skipped = True
-            return
-        self._skipped = False
-        # Backwards, because an ended relay's place is taken by the last one.
-        for i in range(len(self._relays) - 1, -1, -1):
-            if i >= len(self._relays):
-                continue
-            relay = <Relay>self._relays[i]
-            try:
-                self.judge(relay, now)
-            except Exception as error:
-                relay.finish(CLIENT_GONE, f"{type(error).__name__} on asking the client's transport")
-
-    cdef int judge(self, Relay relay, int64_t now) except -1:
-        cdef int64_t unread
-        if now - relay._start_ns > relay._total_ns:
-            return relay.finish(TOTAL_TIMEOUT, "the whole answer took too long")
-        if relay._paused_ns:
-            unread = relay._buffered()
-            if unread < relay._unread:
-                relay._unread = unread  # slow is not stalled
-                relay._paused_ns = now
-            elif now - relay._paused_ns > self._stall_ns:
-                return relay.finish(CLIENT_STALLED, "the client reads nothing")
-        elif relay.first_us == 0:
-            if now - relay._start_ns > relay._first_byte_ns:
-                return relay.finish(FIRST_BYTE_TIMEOUT, "no byte of a body in time")
-        elif now - relay._last_ns > relay._idle_ns:
-            return relay.finish(IDLE_TIMEOUT, "nothing more for too long")
-        return 0
-
-    cdef int drop(self, Relay relay) except -1:
-        """Takes the relay off the list; the last one moves to its place."""
-        cdef Relay last = <Relay>self._relays.pop()
-        if last is not relay:
-            self._relays[relay._place] = last
-            last._place = relay._place
-        relay._sweeper = None
-        return 0
+include "_sweeper.pxi"

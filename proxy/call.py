@@ -84,6 +84,8 @@ class Progress(Struct, frozen=True):
     usage_seen: int = 0  # 1 once the provider's figures stand here
     first_us: int = 0  # microseconds from arrival to the first byte of the answer's body
     status: int = 0  # upstream's status, 0 before its head
+    text_tokens: int = 0  # of the text relayed so far, counted by the model's tokenizer
+    text_estimated: int = 0  # 1 when some of them are not counted but estimated from bytes
 
 
 class Outcome(Struct):

@@ -130,6 +130,8 @@ def outcome_of(relay: Relay, termination: Termination, status: int) -> Outcome:
             0 if usage is None else 1,
             relay.first_us,
             relay.status,
+            relay.text_tokens,
+            int(relay.text_estimated),
         ),
         relay.model,
         relay.upstream_request_id.decode("latin-1"),

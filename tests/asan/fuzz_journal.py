@@ -34,13 +34,13 @@ def live(directory: Path, chance: random.Random) -> journal.Epoch:
             if slot is not None:
                 slots.append(slot)
         elif slots and step < 0.6:
-            chance.choice(slots).progress(*(chance.getrandbits(64) for _ in range(11)))
+            chance.choice(slots).progress(*(chance.getrandbits(64) for _ in range(13)))
         elif slots and step < 0.7:
             chance.choice(slots).sent(chance.getrandbits(32), chance.randbytes(chance.randrange(97)))
         elif slots:
             slot = slots.pop(chance.randrange(len(slots)))
             epoch.close(slot, b"E" + chance.randbytes(chance.randrange(2048)))
-            slot.progress(*[0] * 11)
+            slot.progress(*[0] * 13)
     for slot in slots:
         slot.counters()
     epoch.abandon()

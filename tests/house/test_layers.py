@@ -164,7 +164,7 @@ def test_no_machine_in_the_tree() -> None:
     marks = tuple(f"/{name}/" for name in ("wo" + "rk", "ro" + "ot", "ho" + "me"))
     for name in listed.stdout.split():
         path = ROOT / name
-        if path.suffix in (".py", ".pyx", ".md", ".yaml", ".toml", ".sh", ".c", ".h", ".json", ".yml"):
+        if path.suffix in (".py", ".pyx", ".pxi", ".md", ".yaml", ".toml", ".sh", ".c", ".h", ".json", ".yml"):
             text = path.read_text()
             assert not any(mark in text for mark in marks), f"{name} names a directory of one machine"
 
@@ -172,7 +172,7 @@ def test_no_machine_in_the_tree() -> None:
 def sources(*roots: str) -> str:
     """Every source of the product, and of other folders, as one text; without the two tables themselves."""
     tables = {ROOT / "proxy" / "bounds.py", ROOT / "proxy" / "errors.py"}
-    paths = [path for root in roots for path in (ROOT / root).rglob("*") if path.suffix in (".py", ".pyx", ".h")]
+    paths = [path for root in roots for path in (ROOT / root).rglob("*") if path.suffix in (".py", ".pyx", ".pxi", ".h")]
     return "\n".join(path.read_text() for path in paths if path not in tables)
 
 

@@ -18,7 +18,7 @@ from proxy._fastpath import Arena
 from proxy._journal import RECORD_SPACE_MAX, SEGMENT_HEAD_BYTES, Segment, crc32c
 from tests.journal.conftest import MakeEpoch, limits
 
-COUNTERS = (1, 2, 3, 4, 5, 6, 7, 8, 1, 10, 200)
+COUNTERS = (1, 2, 3, 4, 5, 6, 7, 8, 1, 10, 200, 12, 1)
 
 
 def opened(epoch: journal.Epoch, payload: bytes = b"opened", holds: tuple[int, ...] = ()) -> journal.Slot:
@@ -56,7 +56,7 @@ def test_a_call_from_open_to_close(make_epoch: MakeEpoch) -> None:
     first.sent(1, b"there")
     first.progress(*COUNTERS)
     assert first.counters() == COUNTERS
-    assert second.counters() == (0,) * 11
+    assert second.counters() == (0,) * len(COUNTERS)
     assert (epoch.close(second, b"E2"), epoch.close(first, b"E1")) == (1, 2)
     assert (epoch.writer.open_slots, epoch.writer.calls, epoch.writer.seq) == (0, 2, 2)
 
@@ -68,7 +68,7 @@ def test_a_closed_handle_writes_nowhere(make_epoch: MakeEpoch) -> None:
     epoch.close(late, b"E")
     other = opened(epoch)
     other.progress(*COUNTERS)
-    late.progress(*[9] * 11)
+    late.progress(*[9] * len(COUNTERS))
     late.sent(3, b"nowhere")
     assert other.counters() == COUNTERS
     assert late.closed
@@ -366,6 +366,7 @@ def test_impossible_sizes_are_refused(make_epoch: MakeEpoch, changes: dict[str, 
 
 def test_the_lock_and_the_descriptors(make_epoch: MakeEpoch) -> None:
     """The epoch is locked for life and no descriptor of it is inherited; ending closes them all."""
+    gc.collect()  # what other tests left must not be closed in between
     before = len(os.listdir("/proc/self/fd"))
     epoch = make_epoch()
     one_round(epoch)

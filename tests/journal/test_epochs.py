@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import struct
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,8 @@ import pytest
 
 from proxy import clock, journal, record
 from proxy._fastpath import Arena
-from proxy._journal import SEGMENT_HEAD_BYTES, Segment
+from proxy._journal import SEGMENT_HEAD_BYTES, SLOTS_HEAD_BYTES, Segment
+from proxy.bounds import SLOT_BYTES
 from proxy.call import EpochEnd, Sent, UsageEvent
 from tests.journal.conftest import MakeEpoch, limits
 from tests.journal.test_epoch import COUNTERS, one_round, opened
@@ -33,7 +35,7 @@ def dead_epoch(make_epoch: MakeEpoch, closed: int = 3, **changes: int) -> journa
     opened(epoch, record.encode_opened(OPENED), limit.holds)
     streaming = opened(epoch, record.encode_opened(OPENED), limit.holds)
     streaming.sent(2, record.encode_sent(Sent("openai", "gpt-x")))
-    streaming.progress(4, 400, 41, 0, 0, 0, 0, 0, 0, 55, 200)
+    streaming.progress(4, 400, 41, 0, 0, 0, 0, 0, 0, 55, 200, 11, 1)
     epoch.abandon()
     return epoch
 
@@ -87,6 +89,39 @@ def test_recovery_of_what_is_gone(directory: Path, make_epoch: MakeEpoch, keeper
     assert journal.recover(directory / ("0" * 32), keeper_arena, record.rebuild) == 0
 
 
+@pytest.mark.parametrize("notes", [0, 1, 2])
+def test_slots_of_the_version_before_are_recovered(make_epoch: MakeEpoch, keeper_arena: Arena, notes: int) -> None:
+    """Slots whose counters were a word shorter are read by their own layout; their text is an estimate."""
+    epoch = make_epoch()
+    slot = opened(epoch, record.encode_opened(OPENED))
+    slot.sent(2, record.encode_sent(Sent("openai", "gpt-x")))
+    epoch.abandon()
+    data = bytearray((epoch.path / "slots").read_bytes())
+    struct.pack_into("<I", data, 8, 1)  # the format
+    at = next(
+        at
+        for at in range(SLOTS_HEAD_BYTES, len(data), SLOT_BYTES)
+        if struct.unpack_from("<QQ", data, at) == (2, slot.call)
+    )
+    old = (4, 400, 41, 0, 0, 0, 0, 0, 0, 55, 200)
+    struct.pack_into("<Q", data, at + 16, notes)  # the flip word
+    struct.pack_into(
+        "<22Q", data, at + 40, *(old + (9,) * 11 if notes == 2 else (9,) * 11 + old if notes else (0,) * 22)
+    )
+    (epoch.path / "slots").write_bytes(data)
+    found: list[journal.Found] = []
+
+    def build(one: journal.Found) -> bytes:
+        found.append(one)
+        return record.rebuild(one)
+
+    assert journal.recover(epoch.path, keeper_arena, build) == 1
+    assert found[0].counters == ((*old, 11, 1) if notes else (*(0,) * 11, 0, 1))
+    event = record.decode(records_of(epoch.path)[0])
+    assert isinstance(event, UsageEvent)
+    assert (event.completion_tokens, event.source, event.upstream) == (11 if notes else 0, "estimated", "openai")
+
+
 def test_found_is_the_slot(make_epoch: MakeEpoch, keeper_arena: Arena) -> None:
     """The builder sees what the slot says: record, sent record, attempt, counters and state."""
     epoch = make_epoch()
@@ -103,7 +138,7 @@ def test_found_is_the_slot(make_epoch: MakeEpoch, keeper_arena: Arena) -> None:
 
     assert journal.recover(epoch.path, keeper_arena, build) == 2
     assert sorted(found, key=lambda one: one.call) == [
-        journal.Found(1, b"only opened", None, 0, (0,) * 11, 1),
+        journal.Found(1, b"only opened", None, 0, (0,) * len(COUNTERS), 1),
         journal.Found(2, b"", b"sent", 3, COUNTERS, 2),
     ]
 

@@ -48,7 +48,7 @@ def spoken(message: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def text_bytes(answer: dict[str, Any]) -> int:
-    said = thought = thought_other = 0
+    said = 0
     choices = answer.get("choices")
     for choice in choices if isinstance(choices, list) else []:
         if not isinstance(choice, dict):
@@ -56,9 +56,9 @@ def text_bytes(answer: dict[str, Any]) -> int:
         said += size(choice.get("text"))
         for kind in ("delta", "message"):
             if isinstance(message := choice.get(kind), dict):
-                one, two, three = spoken(message)
-                said, thought, thought_other = said + one, thought + two, thought_other + three
-    return said + max(thought, thought_other)
+                text, *thoughts = spoken(message)
+                said += text + max(thoughts)
+    return said
 
 
 def figure(value: object) -> int:

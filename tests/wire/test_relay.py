@@ -81,7 +81,8 @@ def test_counters_lie_between_client_and_upstream(recorded: answers.Recorded, hi
             usage = relay.usage or (0, 0, 0, 0, 0)
             seen = int(relay.usage is not None)
             assert slot.counters() == (
-                relay.frames, relay.bytes, relay.text_bytes, *usage, seen, relay.first_us, relay.status
+                relay.frames, relay.bytes, relay.text_bytes, *usage, seen, relay.first_us, relay.status,
+                relay.text_tokens, int(relay.text_estimated),
             )  # fmt: skip
             assert (relay.first_us > 0) is (relay.bytes > 0)
             client.close_sockets()
