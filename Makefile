@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= config
-SOURCES := $(wildcard proxy/*.pyx proxy/*.pxd proxy/*.h) setup.py
+TABLES := $(addprefix proxy/tokens/,build.py tables.py vocabulary.py) $(wildcard proxy/tokens/vocab/*.vocab proxy/tokens/vocab/*.txt)
+SOURCES := $(wildcard proxy/*.pyx proxy/*.pxd proxy/*.pxi proxy/*.h) $(TABLES) setup.py
 
 .PHONY: help build run test check bench asan soak docs clean
 
@@ -59,4 +60,4 @@ docs: build
 	$(BIN)/python -m proxy.telemetry.document
 
 clean:
-	rm -rf build $(VENV) proxy/*.so proxy/*.c *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build $(VENV) proxy/*.so proxy/*.c proxy/tokens/vocab/*.table proxy/tokens/vocab/tables.sha256 *.egg-info .pytest_cache .mypy_cache .ruff_cache

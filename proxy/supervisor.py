@@ -25,6 +25,7 @@ from proxy.board import Board
 from proxy.parts import Child, Helper, Part, Plan, has_open, raise_file_limit
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import SUPERVISOR_COLUMN, Counters
+from proxy.tokens import tables
 
 __all__ = ["Helper", "Plan", "Refused", "Supervisor"]
 
@@ -45,6 +46,10 @@ class Supervisor:
         self._plan = plan
         self._log = log
         self._when_serving = when_serving
+        try:
+            tables.verify()  # once for all workers, which look at a table's head alone
+        except tables.DamagedTable as error:
+            raise Refused(str(error)) from None
         plan.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._lock = locks.hold(plan.data_dir / "supervisor.lock")
