@@ -15,7 +15,9 @@ from proxy.clock import boot_id, now_ns
 from proxy.front import Front
 from proxy.house import House
 from proxy.identity import pepper
+from proxy.identity.issuers import IssuerMetrics, Issuers
 from proxy.identity.keys import Keys
+from proxy.identity.tokens import Tokens
 from proxy.journal import Epoch
 from proxy.journey import serve
 from proxy.policy import secrets
@@ -63,6 +65,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     lines = Lines(settings.log_requests, epoch=epoch.epoch, counters=counters)
     epoch.on_sync(lines.flush)
     keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.key_by_digest, store.keys_by_digests)
+    issuers = Issuers(IssuerMetrics(counters))
     house = House(
         loop,
         policy,
@@ -72,6 +75,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
         CallMetrics(counters),
         lines,
         strict=journal.durability == "strict",
+        tokens=Tokens(epoch.arena, issuers, lambda issuer, subject: user_disabled(store, issuer, subject)),
     )
 
     front = Front(loop, serve, house)
@@ -86,6 +90,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     try:
         await worker.run()
     finally:
+        await issuers.close()
         # While the column is still ours: the next life in it may begin the moment the epoch is finished.
         board.Board(epoch.arena).clear(epoch.column)
         epoch.finish()
@@ -93,6 +98,12 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
         counters.close()
         await store.close()
         log.info("drained after %.1f s", (now_ns() - started_ns) / 1e9)
+
+
+async def user_disabled(store: Store, issuer: str, subject: str) -> bool:
+    """Whether the user that an issuer calls by this name may no longer call. One that nobody knows may."""
+    user = await store.user_by_identity(issuer, subject)
+    return user is not None and user.disabled_us is not None
 
 
 def read_policy(data_dir: Path) -> Policy:
