@@ -81,8 +81,8 @@ class Notes:
         self.records.append(_with(record, before, after))
         if action == "keys.create":
             self.keys_made = True
-        elif action.startswith("keys."):
-            self.keys_changed = True
+        elif action.startswith("keys.") or action == "users.write":
+            self.keys_changed = True  # a user's tokens are known as keys are, and end with the user
 
 
 def _record(by: By, attempt: Attempt, reason: str, outcome: str = "ok") -> Record:

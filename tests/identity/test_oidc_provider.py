@@ -15,8 +15,13 @@ from typing import Any
 import openai
 import pytest
 
+from proxy import settings
+from proxy.clock import wall_us
+from proxy.identity.actor import operator
 from proxy.identity.claims import subject_id
 from proxy.identity.jwks import published
+from proxy.store.people import User
+from proxy.store.store import Store
 from tests.identity.forge import issuer
 from tests.identity.oidc import Provider
 from tests.journey.calling import Answer, Client, chat, once
@@ -142,6 +147,31 @@ def test_what_a_token_does_not_open(world: World) -> None:
     # Keys go on beside tokens, and what is neither is refused as before.
     assert world.call(world.weir.key).status == 200
     assert world.call("a.b").code == "token_malformed"
+
+
+def test_a_disabled_user_is_refused(world: World) -> None:
+    """Once a user is disabled, tokens that were good end on every worker, new ones too; other users go on."""
+    process = settings.load(world.weir.config)
+    token, other = world.token("dan"), world.token("ann")
+    assert {world.call(token).status for _ in range(4)} == {200}
+
+    async def disable() -> None:
+        store = Store.open(process.database)
+        try:
+            user = User("user_dan", "Dan", wall_us(), issuer=world.provider.issuer, subject="dan")
+            await store.add_user(user, operator(), None)
+            await store.disable_user("user_dan", wall_us(), operator())
+        finally:
+            await store.close()
+
+    asyncio.run(disable())
+
+    def refused() -> bool:
+        return {world.call(token).code for _ in range(8)} == {"token_revoked"}
+
+    wait_for("the user to be refused", refused)
+    assert world.call(world.token("dan")).code == "token_revoked"
+    assert world.call(other).status == 200
 
 
 def test_rotation_loses_no_request(world: World) -> None:
