@@ -288,12 +288,20 @@ typedef struct {
     int64_t tool_results, function_results; /* messages in the role of a tool, of a function */
 } weir_prompt_calls;
 
+/* Whether a noted string is that text, however it is written. */
+static int weir_says(const wj_string_at *at, const uint8_t *body, const char *text) {
+    const size_t n = strlen(text);
+    const wj_str s = {body + at->start, body + at->start + at->size, 0};
+    uint8_t decoded[WJ_NAME_MAX];
+    if (!at->escaped) return at->size == n && memcmp(s.start, text, n) == 0;
+    return wj_decode(&s, decoded, sizeof decoded) == n && memcmp(decoded, text, n) == 0;
+}
+
 static void weir_peek_calls(const weir_peek *k, const uint8_t *body, weir_prompt_calls *found) {
     int run = 0;
     memset(found, 0, sizeof *found);
     for (uint32_t i = 0; i < k->strings.used; i++) {
         const wj_string_at *at = &k->strings.at[i];
-        const uint8_t *start = body + at->start;
         if (at->first) run = 0;
         if (at->kind == WJ_STRING_FUNCTION) found->functions++;
         if (at->kind == WJ_STRING_CALL) {
@@ -301,8 +309,8 @@ static void weir_peek_calls(const weir_peek *k, const uint8_t *body, weir_prompt
             if (++run == 2) found->parallel++;
         }
         if (at->kind != WJ_STRING_ROLE) continue;
-        found->tool_results += WJ_IS(start, at->size, "tool");
-        found->function_results += WJ_IS(start, at->size, "function");
+        found->tool_results += weir_says(at, body, "tool");
+        found->function_results += weir_says(at, body, "function");
     }
 }
 
@@ -312,7 +320,6 @@ static const wj_string_at *weir_peek_system(const weir_peek *k, const uint8_t *b
     int system = 0;
     for (uint32_t i = 0; i < k->strings.used; i++) {
         const wj_string_at *at = &k->strings.at[i];
-        const uint8_t *start = body + at->start;
         if (at->first) {
             if (system && text) return text;
             text = NULL;
@@ -320,7 +327,7 @@ static const wj_string_at *weir_peek_system(const weir_peek *k, const uint8_t *b
         }
         if (at->kind == WJ_STRING_TEXT) text = at;
         if (at->kind == WJ_STRING_ROLE)
-            system = WJ_IS(start, at->size, "system") || WJ_IS(start, at->size, "developer");
+            system = weir_says(at, body, "system") || weir_says(at, body, "developer");
     }
     return system ? text : NULL;
 }
