@@ -12,7 +12,7 @@
 
 #include <stdlib.h>
 
-#include "_split.h"
+#include "_ascii.h"
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -24,6 +24,7 @@ enum {
     WEIR_SPAN = 256,       /* bytes merged at once on the stack */
     WEIR_SPAN_WIDE = 4096, /* where tokens are too long for that: 112 KB, made when first needed */
     WEIR_BATCH = 32,         /* pieces looked up together, so that their cache misses overlap */
+    WEIR_BATCH_MAX = WEIR_BATCH + WEIR_ASCII_BLOCK,
 };
 
 typedef struct {
@@ -41,7 +42,27 @@ typedef struct weir_encoding {
     struct weir_units_wide *wide; /* NULL until a long piece needs it */
 } weir_encoding;
 
-/* --- the least of 16 ranks, and where it is --- */
+/* --- merging --- */
+
+/* A unit's rank and its place in one number, so that the least of many says where it is too. */
+enum { WEIR_PLACE_BITS = 12 };
+
+/* What is being merged: units in a row, each with the key of its merge with the next one. Above the keys stand the
+   least of each 16, and the least of each 16 of those. */
+typedef struct {
+    int32_t *key, *least, *top; /* top has 16 */
+    int32_t *id;
+    uint16_t *next, *before, *start; /* start: of the unit's bytes; next: of the last unit is the units' number */
+} weir_units;
+
+typedef struct weir_units_wide {
+    int32_t key[WEIR_SPAN_WIDE], least[WEIR_SPAN_WIDE / 16], top[16], id[WEIR_SPAN_WIDE];
+    uint16_t next[WEIR_SPAN_WIDE], before[WEIR_SPAN_WIDE], start[WEIR_SPAN_WIDE + 1];
+} weir_units_wide;
+
+static inline int32_t weir_keyed(int32_t rank, unsigned place) {
+    return rank == WEIR_NONE ? WEIR_NONE : (int32_t)((uint32_t)rank << WEIR_PLACE_BITS | place);
+}
 
 #if defined(__SSE2__)
 static inline __m128i weir_min_of(__m128i a, __m128i b) {
@@ -51,21 +72,10 @@ static inline __m128i weir_min_of(__m128i a, __m128i b) {
 
 static inline int32_t weir_min(const int32_t *r) {
     const __m128i *a = (const __m128i *)r;
-    __m128i m = weir_min_of(
-        weir_min_of(_mm_loadu_si128(a), _mm_loadu_si128(a + 1)), weir_min_of(_mm_loadu_si128(a + 2), _mm_loadu_si128(a + 3))
-    );
+    __m128i m = weir_min_of(_mm_loadu_si128(a), _mm_loadu_si128(a + 1));
+    m = weir_min_of(m, weir_min_of(_mm_loadu_si128(a + 2), _mm_loadu_si128(a + 3)));
     m = weir_min_of(m, _mm_shuffle_epi32(m, 0x4E));
     return _mm_cvtsi128_si32(weir_min_of(m, _mm_shuffle_epi32(m, 0xB1)));
-}
-
-/* The first place of a value that is among the 16; 15 if it is not, which cannot be. */
-static inline unsigned weir_place(const int32_t *r, int32_t value) {
-    const __m128i *a = (const __m128i *)r;
-    __m128i v = _mm_set1_epi32(value);
-    __m128i low = _mm_packs_epi32(_mm_cmpeq_epi32(v, _mm_loadu_si128(a)), _mm_cmpeq_epi32(v, _mm_loadu_si128(a + 1)));
-    __m128i high =
-        _mm_packs_epi32(_mm_cmpeq_epi32(v, _mm_loadu_si128(a + 2)), _mm_cmpeq_epi32(v, _mm_loadu_si128(a + 3)));
-    return (unsigned)__builtin_ctz((unsigned)_mm_movemask_epi8(_mm_packs_epi16(low, high)) | 0x8000u);
 }
 #else
 static inline int32_t weir_min(const int32_t *r) {
@@ -73,28 +83,21 @@ static inline int32_t weir_min(const int32_t *r) {
     for (int i = 1; i < 16; i++) least = r[i] < least ? r[i] : least;
     return least;
 }
-
-static inline unsigned weir_place(const int32_t *r, int32_t value) {
-    unsigned i = 0;
-    while (i < 15 && r[i] != value) i++;
-    return i;
-}
 #endif
 
-/* --- merging --- */
-
-/* What is being merged: units in a row, each with the rank of its merge with the next one. Above the ranks stand the
-   least of each 16, and the least of each 16 of those. */
-typedef struct {
-    int32_t *rank, *least, *top; /* top has 16 */
-    int32_t *id;
-    uint16_t *next, *before, *start; /* start: of the unit's bytes; next: of the last unit is their number */
-} weir_units;
-
-typedef struct weir_units_wide {
-    int32_t rank[WEIR_SPAN_WIDE], least[WEIR_SPAN_WIDE / 16], top[16], id[WEIR_SPAN_WIDE];
-    uint16_t next[WEIR_SPAN_WIDE], before[WEIR_SPAN_WIDE], start[WEIR_SPAN_WIDE + 1];
-} weir_units_wide;
+/* The least of the first n keys, n a multiple of four. */
+static inline int32_t weir_min_few(const int32_t *r, unsigned n) {
+    int32_t a = r[0], b = r[1], c = r[2], d = r[3];
+    for (unsigned i = 4; i < n; i += 4) {
+        a = r[i] < a ? r[i] : a;
+        b = r[i + 1] < b ? r[i + 1] : b;
+        c = r[i + 2] < c ? r[i + 2] : c;
+        d = r[i + 3] < d ? r[i + 3] : d;
+    }
+    a = b < a ? b : a;
+    c = d < c ? d : c;
+    return c < a ? c : a;
+}
 
 /* Whether at a seam between two characters some token may take a part of one: then both start as bytes. */
 static inline int weir_seam(const weir_vocab *v, const uint8_t *text, size_t at, size_t n) {
@@ -151,9 +154,46 @@ static inline unsigned weir_start(const weir_vocab *v, const uint8_t *text, size
     return units;
 }
 
+/* The rank of each unit's merge with the next one at the start. */
+static inline int32_t weir_first_rank(const weir_vocab *v, const uint8_t *text, const weir_units *u, unsigned i) {
+    unsigned at = u->start[i];
+    if (u->start[i + 2] - at == 2) return v->couple[text[at] << 8 | text[at + 1]];
+    return weir_pair(v, u->id[i], u->id[i + 1]);
+}
+
+/* Merges up to 16 units that are not one token together; returns the number of tokens. When two are left they stay. */
+static inline unsigned weir_merge_few(const weir_vocab *v, const uint8_t *text, const weir_units *u, unsigned units) {
+    unsigned left = units, i, most = (units + 2) & ~3u;
+    uint8_t next[20], before[20];
+    for (i = 0; i + 1 < units; i++) u->key[i] = weir_keyed(weir_first_rank(v, text, u, i), i);
+    for (; i < most; i++) u->key[i] = WEIR_NONE;
+    for (i = 0; i < units; i++) {
+        next[i] = (uint8_t)(i + 1);
+        before[i] = (uint8_t)(i - 1);
+    }
+    while (left > 2) {
+        int32_t least = weir_min_few(u->key, most), rank = least >> WEIR_PLACE_BITS;
+        if (least == WEIR_NONE) break;
+        unsigned at = (unsigned)least & ((1u << WEIR_PLACE_BITS) - 1), taken = next[at], after = next[taken];
+        left--;
+        u->id[at] = rank;
+        u->key[taken] = u->key[at] = WEIR_NONE;
+        next[at] = (uint8_t)after;
+        if (at > 0) {
+            unsigned last = before[at];
+            u->key[last] = weir_keyed(weir_pair(v, u->id[last], rank), last);
+        }
+        if (after < units) {
+            before[after] = (uint8_t)at;
+            u->key[at] = weir_keyed(weir_pair(v, rank, u->id[after]), at);
+        }
+    }
+    return left;
+}
+
 /* Merges n bytes (as many as the units have room for) and leaves the tokens linked from unit 0; returns their number.
    `units_out` is the number of units at the start, which ends the chain. */
-static inline unsigned weir_merge_in(
+static unsigned weir_merge_in(
     const weir_vocab *v, const uint8_t *text, size_t n, const weir_units *u, unsigned *units_out
 ) {
     unsigned units = weir_start(v, text, n, u), left = units, blocks = (units + 15) / 16, tops = (blocks + 15) / 16, i;
@@ -162,41 +202,34 @@ static inline unsigned weir_merge_in(
         u->next[i] = (uint16_t)(i + 1);
         u->before[i] = (uint16_t)(i - 1);
     }
-    for (i = 0; i + 1 < units; i++) {
-        unsigned at = u->start[i];
-        u->rank[i] = u->start[i + 2] - at == 2 ? v->couple[text[at] << 8 | text[at + 1]] : weir_pair(v, u->id[i], u->id[i + 1]);
-    }
-    for (; i < blocks * 16; i++) u->rank[i] = WEIR_NONE;
-    for (i = 0; i < blocks; i++) u->least[i] = weir_min(u->rank + 16 * i);
+    for (i = 0; i + 1 < units; i++) u->key[i] = weir_keyed(weir_first_rank(v, text, u, i), i);
+    for (; i < blocks * 16; i++) u->key[i] = WEIR_NONE;
+    for (i = 0; i < blocks; i++) u->least[i] = weir_min(u->key + 16 * i);
     for (; i < tops * 16; i++) u->least[i] = WEIR_NONE;
     for (i = 0; i < tops; i++) u->top[i] = weir_min(u->least + 16 * i);
     for (; i < 16; i++) u->top[i] = WEIR_NONE;
     for (;;) {
-        int32_t rank = blocks == 1 ? u->least[0] : tops == 1 ? u->top[0] : weir_min(u->top);
-        if (rank == WEIR_NONE) break;
-        unsigned group = tops == 1 ? 0 : weir_place(u->top, rank);
-        unsigned block = blocks == 1 ? 0 : 16 * group + weir_place(u->least + 16 * group, rank);
-        unsigned at = 16 * block + weir_place(u->rank + 16 * block, rank);
-        unsigned taken = u->next[at], after = u->next[taken], before = u->before[at];
+        int32_t least = tops == 1 ? u->top[0] : weir_min(u->top), rank = least >> WEIR_PLACE_BITS;
+        if (least == WEIR_NONE) break;
+        unsigned at = (unsigned)least & ((1u << WEIR_PLACE_BITS) - 1);
+        unsigned taken = u->next[at], after = u->next[taken], before = at > 0 ? u->before[at] : at;
         u->id[at] = rank;
-        u->rank[taken] = WEIR_NONE;
+        u->key[taken] = u->key[at] = WEIR_NONE;
         u->next[at] = (uint16_t)after;
         left--;
         if (after < units) {
             u->before[after] = (uint16_t)at;
-            u->rank[at] = weir_pair(v, rank, u->id[after]);
-        } else {
-            u->rank[at] = WEIR_NONE;
+            u->key[at] = weir_keyed(weir_pair(v, rank, u->id[after]), at);
         }
-        if (at > 0) u->rank[before] = weir_pair(v, u->id[before], rank);
-        u->least[block] = weir_min(u->rank + 16 * block);
-        if (blocks == 1) continue;
-        if (taken / 16 != block) u->least[taken / 16] = weir_min(u->rank + 16 * (taken / 16));
-        if (at > 0 && before / 16 != block) u->least[before / 16] = weir_min(u->rank + 16 * (before / 16));
+        if (at > 0) u->key[before] = weir_keyed(weir_pair(v, u->id[before], rank), before);
+        unsigned block = at / 16, group = at / 256;
+        u->least[block] = weir_min(u->key + 16 * block);
+        if (taken / 16 != block) u->least[taken / 16] = weir_min(u->key + 16 * (taken / 16));
+        if (before / 16 != block) u->least[before / 16] = weir_min(u->key + 16 * (before / 16));
         u->top[group] = weir_min(u->least + 16 * group);
         if (tops == 1) continue;
         if (taken / 256 != group) u->top[taken / 256] = weir_min(u->least + 16 * (taken / 256));
-        if (at > 0 && before / 256 != group) u->top[before / 256] = weir_min(u->least + 16 * (before / 256));
+        if (before / 256 != group) u->top[before / 256] = weir_min(u->least + 16 * (before / 256));
     }
     return left;
 }
@@ -244,10 +277,19 @@ static int64_t weir_merge_windows(
 
 /* The tokens of up to 256 bytes, merged on the stack; of more, window by window, or -1. */
 static int64_t weir_merge(const weir_vocab *v, const uint8_t *text, size_t n) {
-    int32_t rank[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
+    int32_t key[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
     uint16_t next[WEIR_SPAN], before[WEIR_SPAN], start[WEIR_SPAN + 1];
-    weir_units u = {rank, least, top, id, next, before, start};
+    weir_units u = {key, least, top, id, next, before, start};
     return weir_merge_windows(v, text, n, WEIR_SPAN, WEIR_SPAN - 48, &u);
+}
+
+/* The tokens of a piece of up to 30 bytes that is not one token. */
+static unsigned weir_merge_short(const weir_vocab *v, const uint8_t *text, size_t n) {
+    int32_t key[32], least[16], top[16], id[32];
+    uint16_t next[32], before[32], start[33];
+    weir_units u = {key, least, top, id, next, before, start};
+    unsigned units = weir_start(v, text, n, &u);
+    return units <= 16 ? weir_merge_few(v, text, &u, units) : weir_merge_in(v, text, n, &u, &units);
 }
 
 /* Whether the bytes are one token, however many. */
@@ -264,9 +306,9 @@ static int64_t weir_merge_slowly(const weir_vocab *v, const uint8_t *text, size_
         int64_t tokens;
         size_t last;
     } ring[RING] = {{0, 0}};
-    int32_t rank[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
+    int32_t key[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
     uint16_t next[WEIR_SPAN], before[WEIR_SPAN], start[WEIR_SPAN + 1];
-    weir_units u = {rank, least, top, id, next, before, start};
+    weir_units u = {key, least, top, id, next, before, start};
     for (size_t end = 1; end <= n; end++) {
         size_t bytes = end < v->long_max ? end : v->long_max;
         for (; bytes > 1; bytes--) {
@@ -289,7 +331,7 @@ static int64_t weir_merge_long(weir_encoding *e, const uint8_t *text, size_t n) 
     if (tokens >= 0) return tokens;
     if (e->wide == NULL && (e->wide = malloc(sizeof *e->wide)) == NULL) return -1;
     weir_units_wide *w = e->wide;
-    weir_units u = {w->rank, w->least, w->top, w->id, w->next, w->before, w->start};
+    weir_units u = {w->key, w->least, w->top, w->id, w->next, w->before, w->start};
     tokens = weir_merge_windows(e->v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, &u);
     return tokens >= 0 ? tokens : weir_merge_slowly(e->v, text, n);
 }
@@ -318,7 +360,7 @@ static inline uint64_t weir_front_home(weir_key key) {
 
 /* A short piece that the cache did not have: its tokens, and into the cache. */
 static unsigned weir_count_short(weir_encoding *e, weir_front *slot, weir_key key, const uint8_t *text, size_t n) {
-    uint64_t tokens = n == 1 || weir_known(e->v, key, n) ? 1 : n == 2 ? 2 : (uint64_t)weir_merge(e->v, text, n);
+    uint64_t tokens = n == 1 || weir_known(e->v, key, n) ? 1 : n == 2 ? 2 : weir_merge_short(e->v, text, n);
     slot->low = key.low;
     slot->high = key.high | tokens << 60;
     return (unsigned)tokens;
@@ -337,58 +379,90 @@ static int64_t weir_count_long(weir_encoding *e, const uint8_t *text, size_t n) 
     uint64_t mixed = ((a * WEIR_MIX_A) ^ (b + n) ^ (c * WEIR_MIX_B)) * WEIR_MIX_A;
     weir_back *slot = e->back + (((mixed ^ (mixed >> 29)) * WEIR_MIX_B) >> (64 - WEIR_BACK_BITS));
     if (slot->bytes == n && memcmp(slot->text, text, n) == 0) return slot->tokens;
-    slot->tokens = weir_known_long(e->v, text, n) ? 1 : (uint8_t)weir_merge(e->v, text, n);
+    slot->tokens = weir_known_long(e->v, text, n) ? 1 : (uint8_t)weir_merge_short(e->v, text, n);
     slot->bytes = (uint8_t)n;
     memcpy(slot->text, text, n);
     return slot->tokens;
 }
 
+typedef struct {
+    const uint8_t *text;
+    size_t n;
+    weir_key key;
+    weir_front *slot;
+} weir_held;
+
+/* Pieces that wait to be looked up together. */
+typedef struct {
+    weir_encoding *e;
+    int64_t tokens;
+    unsigned held;
+    weir_held piece[WEIR_BATCH_MAX];
+} weir_batch;
+
+/* Takes a piece: a short one waits, a longer one is counted. -1 without memory. */
+static inline int weir_take(weir_batch *b, const uint8_t *text, size_t n, size_t readable) {
+    if (WEIR_LIKELY(n <= 15)) {
+        weir_held *piece = b->piece + b->held++;
+        piece->text = text;
+        piece->n = n;
+        piece->key = weir_key_of(text, n, readable);
+        piece->slot = b->e->front + weir_front_home(piece->key);
+        __builtin_prefetch(piece->slot);
+        return 0;
+    }
+    int64_t tokens = weir_count_long(b->e, text, n);
+    b->tokens += tokens;
+    return tokens < 0 ? -1 : 0;
+}
+
+static inline void weir_look_up(weir_batch *b) {
+    const weir_vocab *v = b->e->v;
+    unsigned missed = 0;
+    for (unsigned i = 0; i < b->held; i++) {
+        weir_held *piece = b->piece + i;
+        if (WEIR_LIKELY(piece->slot->low == piece->key.low && (piece->slot->high << 4) == (piece->key.high << 4))) {
+            b->tokens += (int64_t)(piece->slot->high >> 60);
+            continue;
+        }
+        if (piece->n <= 7) __builtin_prefetch(v->shorts + weir_short_home(v, piece->key));
+        else __builtin_prefetch(v->middles + 2 * weir_middle_home(v, piece->key));
+        b->piece[missed++] = *piece;
+    }
+    for (unsigned i = 0; i < missed; i++)
+        b->tokens += weir_count_short(b->e, b->piece[i].slot, b->piece[i].key, b->piece[i].text, b->piece[i].n);
+    b->held = 0;
+}
+
 /* Counts pieces; unless `whole`, only up to the first whose end is open. *used is how far. -1 without memory. */
 static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int whole, size_t *used) {
-    struct {
-        const uint8_t *text;
-        size_t n;
-        weir_key key;
-        weir_front *slot;
-    } batch[WEIR_BATCH], *piece;
-    int64_t tokens = 0;
+    const weir_vocab *v = e->v;
+    weir_batch b;
     size_t at = 0;
     int open = 0;
-    while (at < n && !open) {
-        unsigned held = 0, missed = 0;
-        while (held < WEIR_BATCH && at < n) {
-            size_t end = weir_piece(e->v, text, at, n, &open);
-            if (open && !whole) break;
-            open = 0;
-            if (end - at > 15) {
-                int64_t more = weir_count_long(e, text + at, end - at);
-                if (more < 0) return -1;
-                tokens += more;
-            } else {
-                piece = batch + held++;
-                piece->text = text + at;
-                piece->n = end - at;
-                piece->key = weir_key_of(text + at, end - at, n - at);
-                piece->slot = e->front + weir_front_home(piece->key);
-                __builtin_prefetch(piece->slot);
-            }
+    b.e = e;
+    b.tokens = 0;
+    b.held = 0;
+    while (at < n) {
+        uint64_t starts = text[at] < 0x80 ? weir_ascii_starts(v->pattern, text + at, n - at) : 1;
+        size_t start = at;
+        while ((starts &= starts - 1)) {
+            size_t end = start + (size_t)__builtin_ctzll(starts);
+            if (weir_take(&b, text + at, end - at, n - at) < 0) return -1;
             at = end;
         }
-        for (unsigned i = 0; i < held; i++) {
-            piece = batch + i;
-            if (WEIR_LIKELY(piece->slot->low == piece->key.low && (piece->slot->high << 4) == (piece->key.high << 4))) {
-                tokens += (int64_t)(piece->slot->high >> 60);
-                continue;
-            }
-            if (piece->n <= 7) __builtin_prefetch(e->v->shorts + weir_short_home(e->v, piece->key));
-            else __builtin_prefetch(e->v->middles + 2 * weir_middle_home(e->v, piece->key));
-            batch[missed++] = *piece;
+        if (at == start) {
+            size_t end = weir_piece(v, text, at, n, &open);
+            if (open && !whole) break;
+            open = 0;
+            if (weir_take(&b, text + at, end - at, n - at) < 0) return -1;
+            at = end;
         }
-        for (unsigned i = 0; i < missed; i++)
-            tokens += weir_count_short(e, batch[i].slot, batch[i].key, batch[i].text, batch[i].n);
+        if (b.held >= WEIR_BATCH) weir_look_up(&b);
     }
+    weir_look_up(&b);
     *used = at;
-    return tokens;
+    return b.tokens;
 }
 
 /* The tokens of a text: any bytes. -1 without memory. */
