@@ -31,14 +31,15 @@ def count(call: Call, house: House) -> bool:
     tokenizer = grant.tokenizer
     if not tokenizer.inline(call.facts):
         return False
-    call.prompt_tokens, call.prompt_source = tokenizer.prompt(call.body, call.facts, call.endpoint.name)
+    tenant = call.known.principal.tenant
+    call.prompt_tokens, call.prompt_source = tokenizer.prompt(call.body, call.facts, call.endpoint.name, tenant)
     return True
 
 
 async def count_aside(call: Call, house: House) -> None:
     """The same in a thread. Nothing is held yet: a client that leaves meanwhile leaves nothing behind."""
     call.prompt_tokens, call.prompt_source = await house.aside(
-        call.grant.tokenizer.prompt, call.body, call.facts, call.endpoint.name
+        call.grant.tokenizer.prompt, call.body, call.facts, call.endpoint.name, call.known.principal.tenant
     )
 
 

@@ -9,6 +9,7 @@ from proxy._fastpath import now_ns
 from proxy.call import CLIENT_GONE_STATUS, Call, Outcome, Progress
 from proxy.errors import Refusal
 from proxy.record import encode, settle
+from proxy.tokens.estimate import fixed_tokens
 
 if TYPE_CHECKING:
     from proxy.house import House
@@ -42,5 +43,18 @@ def meter(call: Call, house: House) -> None:
     limits = call.grant.limits
     assert limits is not None
     limits.settle_tokens(now, call.reserved_tokens, event.prompt_tokens + event.completion_tokens)
+    if outcome.seen.usage_seen and call.grant.tokenizer.encoding is None:
+        teach(call, outcome)
     house.metrics.record(event)
     house.lines.request(event)
+
+
+def teach(call: Call, outcome: Outcome) -> None:
+    """Lets the model's tokenizer learn from what its upstream counted, where that was of text and of nothing else."""
+    seen, facts, tokenizer = outcome.seen, call.facts, call.grant.tokenizer
+    # What was cached is counted in or out, as servers please; an image's tokens are not its text's.
+    if not (facts.images or seen.cached_tokens or seen.audio_tokens):
+        tokenizer.learn(facts.text_bytes, seen.prompt_tokens - fixed_tokens(facts))
+    # Thoughts may be in the figure and not in the stream, or in both. A cut answer's figure is of what was cut, too.
+    if outcome.termination == "complete" and not (seen.reasoning_tokens or seen.audio_tokens):
+        tokenizer.learn(seen.text_bytes, seen.completion_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from proxy.bounds import MODEL_BYTES_MAX, REQUEST_ID_BYTES_MAX
-from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, UsageEvent
+from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, Source, UsageEvent
 
 EVENT = b"E"  # a usage event
 END = b"Z"  # an EpochEnd
@@ -13,7 +13,6 @@ WRECK = b"W"  # a call whose slot could not be read as `Opened`: kept as it was 
 
 _PRICE_UNIT = 10**6  # prices are nano-dollars per million tokens
 _STATUS_ERROR = 400
-_BYTES_PER_TOKEN = 4  # of text whose tokens nobody counted: English prose in o200k_base
 _INTEGER_MAX = 2**63 - 1  # the databases' largest; an upstream may claim more
 
 _encoder = msgspec.msgpack.Encoder()
@@ -50,9 +49,10 @@ def cost(opened: Opened, prompt: int, cached: int, completion: int) -> int:
 def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue_us: int, total_us: int) -> UsageEvent:
     """The row of a finished call.
 
-    Tokens are the provider's where it gave them. Otherwise they are estimated: the prompt as at admission, the
-    completion from the bytes of text relayed. A call that was never sent, or that the upstream answered with an error,
-    has none. Durations in microseconds. Never fails for what an upstream said: too large a figure is cut to 2**63 - 1.
+    Tokens are the provider's where it gave them. Otherwise they are Weir's own: the prompt's as at admission, the
+    completion's of the text relayed; `counted` when neither is an estimate. A call that was never sent, or that the
+    upstream answered with an error, has none. Durations in microseconds. Never fails for what an upstream said: too
+    large a figure is cut to 2**63 - 1.
     """
     seen = outcome.seen
     # One comparison for five figures: none of them is negative.
@@ -64,8 +64,10 @@ def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue
     elif sent is None or seen.status >= _STATUS_ERROR:
         prompt = cached = completion = 0
     else:
-        prompt, cached = opened.prompt_tokens, 0
-        completion = -(-seen.text_bytes // _BYTES_PER_TOKEN)
+        prompt, cached, completion = opened.prompt_tokens, 0, seen.text_tokens
+    source: Source = "provider"
+    if not seen.usage_seen:
+        source = "counted" if opened.prompt_source == "counted" and not seen.text_estimated else "estimated"
     # By position, in the order of the struct: names would double the cost of this call.
     return UsageEvent(
         call,
@@ -88,7 +90,7 @@ def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue
         completion,  # completion_tokens
         seen.reasoning_tokens,
         seen.audio_tokens,
-        "provider" if seen.usage_seen else "estimated",  # source
+        source,
         seen.frames,  # relayed_frames
         seen.bytes,  # relayed_bytes
         cost(opened, prompt, cached, completion),  # cost_nanos

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from proxy import _wire
 from proxy._fastpath import now_ns
-from proxy._scan import with_model, with_usage
+from proxy._scan import AnswerCounter, with_model, with_usage
 from proxy._wire import Relay
+from proxy.bounds import TEXT_BYTES_INLINE
 from proxy.call import CLIENT_GONE_STATUS, Call, Outcome, Progress, Route, Termination
 from proxy.errors import Refusal
 
@@ -51,6 +52,8 @@ def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: b
     """The relay of this call's answer, its deadlines those of the upstream."""
     exchange = call.exchange
     facts = call.facts
+    tokenizer = call.grant.tokenizer
+    encoding = tokenizer.encoding
     return Relay(
         exchange.write,
         exchange.buffered,
@@ -66,6 +69,8 @@ def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: b
         first_byte_ms=route.first_byte_ms,
         idle_ms=route.idle_ms,
         total_ms=route.total_ms,
+        counter=None if encoding is None else AnswerCounter(encoding),
+        bytes_per_token_milli=tokenizer.bytes_per_token_milli,
     )
 
 
@@ -91,8 +96,11 @@ async def stream(call: Call, route: Route, house: House) -> None:
         relay.cancel()
         raise Refusal("upstream_lost") from None
     except asyncio.CancelledError:
-        # The client hung up: its front cancelled us. What was relayed until now stands in the row.
+        # The client hung up: its front cancelled us. What was relayed until now stands in the row. There is no waiting
+        # here: a text too long for the loop stays an estimate.
         relay.cancel()
+        if relay.usage is None and relay.backlog <= TEXT_BYTES_INLINE:
+            relay.finish_count()
         call.outcome = outcome_of(relay, "client_gone", relay.status if relay.started else CLIENT_GONE_STATUS)
         raise
     finally:
@@ -109,6 +117,21 @@ async def stream(call: Call, route: Route, house: House) -> None:
         call.outcome = outcome_of(relay, termination, refused.kind.status if refused else relay.status)
         if refused is not None:
             raise refused
+    if relay.usage is None and relay.backlog:
+        await count_rest(call, relay, house)
+
+
+async def count_rest(call: Call, relay: Relay, house: House) -> None:
+    """Counts the text of an ended answer that is not counted yet, and says so in the outcome; where it is long, in a
+    thread. A client that leaves meanwhile changes nothing: the outcome from before stands, and is an estimate.
+    """
+    if relay.backlog <= TEXT_BYTES_INLINE:
+        relay.finish_count()
+    else:
+        await house.aside(relay.finish_count)
+    outcome = call.outcome
+    assert outcome is not None
+    call.outcome = outcome_of(relay, outcome.termination, outcome.status)
 
 
 def outcome_of(relay: Relay, termination: Termination, status: int) -> Outcome:

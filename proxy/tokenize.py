@@ -46,12 +46,11 @@ async def tokenize(call: Call, house: House) -> None:
             retry_after_ms=-(-limits.wait_ns // 1_000_000),
         )
     endpoint = endpoint_of(call.body)
-    tokenizer, facts, body = grant.tokenizer, call.facts, call.body
-    assert tokenizer is not None
+    tokenizer, facts, tenant = grant.tokenizer, call.facts, call.known.principal.tenant
     if tokenizer.inline(facts):
-        tokens, source = tokenizer.prompt(body, facts, endpoint)
+        tokens, source = tokenizer.prompt(call.body, facts, endpoint, tenant)
     else:
-        tokens, source = await house.asked(tokenizer.prompt, body, facts, endpoint)
+        tokens, source = await house.asked(tokenizer.prompt, call.body, facts, endpoint, tenant)
     answer = {
         "object": "tokens",
         "model": facts.model,

@@ -178,7 +178,11 @@ class Judge:
             self._targets(weir, name, model.targets or [])
             self._limits(weir, (*at, "limits"), model.limits, [])
             self._priced(weir, name, model)
-        judge_tokenizers(self.files, lambda sentence, *path: self._wrong(weir, sentence, *path))
+        judge_tokenizers(
+            self.files,
+            lambda sentence, *path: self._wrong(weir, sentence, *path),
+            lambda sentence, *path: self._doubtful(weir, sentence, *path),
+        )
 
     def _targets(self, weir: Document[schema.WeirFile], name: str, targets: list[schema.Target]) -> None:
         weights: dict[int, int] = {}

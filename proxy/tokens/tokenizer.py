@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from proxy.bounds import HUGGINGFACE_BYTES_INLINE, HUGGINGFACE_BYTES_MAX
+from proxy.bounds import HUGGINGFACE_BYTES_INLINE, HUGGINGFACE_BYTES_MAX, TEXT_BYTES_INLINE
+from proxy.tokens import chat, encoding, families
 from proxy.tokens.calibration import Ratio
-from proxy.tokens.estimate import fixed_tokens, prompt_tokens
+from proxy.tokens.estimate import BYTES_PER_TOKEN_MILLI, fixed_tokens, prompt_tokens
 from proxy.tokens.huggingface import PREFIX, BadTokenizer, HuggingFace
 
 if TYPE_CHECKING:
@@ -15,15 +16,17 @@ if TYPE_CHECKING:
     from proxy._scan import Peek
     from proxy.call import Source
     from proxy.policy.snapshot import Model
+    from proxy.tokens.families import Family
 
 
 class Tokenizer(Protocol):
     """One model's. `name` is what people are told; `encoding` counts its answers, None where bytes must do."""
 
     name: str
-    encoding: Encoding | None
     reasoning: bool  # the model thinks in tokens that it never sends
 
+    @property
+    def encoding(self) -> Encoding | None: ...
     @property
     def bytes_per_token_milli(self) -> int:
         """For what cannot be counted: bytes of a thousand tokens."""
@@ -31,8 +34,11 @@ class Tokenizer(Protocol):
     def inline(self, facts: Peek) -> bool:
         """Whether `prompt` takes so little time that the loop can wait for it."""
 
-    def prompt(self, body: bytes, facts: Peek, endpoint: str) -> tuple[int, Source]:
-        """The tokens of a body's prompt, and whether they are counted or estimated. Any thread may ask."""
+    def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
+        """The tokens of a body's prompt, and whether they are counted or estimated. Any thread may ask.
+
+        What is remembered of tool definitions is the tenant's own: no other can tell by the time whether it was there.
+        """
 
     def learn(self, text_bytes: int, tokens: int) -> None:
         """A text of so many bytes had so many tokens, as the upstream says."""
@@ -42,8 +48,40 @@ class Choice(NamedTuple):
     """Which tokenizer a model has. `kind` is an encoding's name, "file" or "estimate"."""
 
     kind: str
-    path: str = ""
+    path: str = ""  # of a file
+    family: str = ""  # of families.yaml, "" where none is known
+    reasoning: bool = False
     reason: str = ""  # for people: what decided
+
+
+class Exact:
+    """One of the encodings that Weir has inside, with the arithmetic of the model's family.
+
+    Without a family the text is counted all the same; the marks around messages are then a guess, and a chat is
+    estimated.
+    """
+
+    bytes_per_token_milli = BYTES_PER_TOKEN_MILLI
+
+    def __init__(self, name: str, family: Family | None, *, reasoning: bool) -> None:
+        """Raises BadTable for a table that is damaged."""
+        self.name = name
+        self.encoding = encoding(name)
+        self.reasoning = reasoning
+        self._family = family
+
+    def inline(self, facts: Peek) -> bool:
+        return facts.text_bytes <= TEXT_BYTES_INLINE
+
+    def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
+        if self._family is not None:
+            return chat.prompt_tokens(self._family, self.encoding, body, facts, endpoint, tenant)
+        text, _ = facts.count(body, self.encoding)
+        guessed = facts.messages or facts.images or facts.incomplete
+        return text + fixed_tokens(facts), "estimated" if guessed else "counted"
+
+    def learn(self, text_bytes: int, tokens: int) -> None:
+        """There is nothing to learn for who counts."""
 
 
 class Estimated:
@@ -63,7 +101,7 @@ class Estimated:
     def inline(self, facts: Peek) -> bool:
         return True
 
-    def prompt(self, body: bytes, facts: Peek, endpoint: str) -> tuple[int, Source]:
+    def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
         return prompt_tokens(facts, self._ratio.milli), "estimated"
 
     def learn(self, text_bytes: int, tokens: int) -> None:
@@ -77,22 +115,22 @@ class FromFile(Estimated):
     sum. A prompt without messages has none of them, and is counted.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__()
+    def __init__(self, path: str, *, reasoning: bool = False) -> None:
+        super().__init__(reasoning=reasoning)
         self.name = PREFIX + path.rpartition("/")[2]
         self._file = _file(path)
 
     def inline(self, facts: Peek) -> bool:
         return self._file.ready and facts.text_bytes <= HUGGINGFACE_BYTES_INLINE
 
-    def prompt(self, body: bytes, facts: Peek, endpoint: str) -> tuple[int, Source]:
+    def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
         if facts.incomplete or facts.text_bytes > HUGGINGFACE_BYTES_MAX:
-            return super().prompt(body, facts, endpoint)
+            return super().prompt(body, facts, endpoint, tenant)
         try:
             tokens = self._file.count(facts.texts(body)) + fixed_tokens(facts)
         except BadTokenizer:
             # It was good when the policy was read, and is not there any more.
-            return super().prompt(body, facts, endpoint)
+            return super().prompt(body, facts, endpoint, tenant)
         return tokens, "estimated" if facts.messages or facts.images else "counted"
 
 
@@ -103,13 +141,38 @@ def _file(path: str) -> HuggingFace:
 
 
 def choose(model: Model) -> Choice:
-    """What the policy says of a model, put into a choice."""
+    """What the policy says of a model; where it says nothing, what the names of its targets and its own say."""
     written = model.tokenizer
+    family, by = _family(model)
+    name, reasoning = ("", False) if family is None else (family.name, family.reasoning)
     if written.startswith(PREFIX):
-        return Choice("file", path=written.removeprefix(PREFIX), reason=model.tokenizer_source)
-    return Choice("estimate")
+        return Choice("file", path=written.removeprefix(PREFIX), reasoning=reasoning, reason=model.tokenizer_source)
+    if written == "estimate":
+        return Choice(written, reasoning=reasoning, reason=model.tokenizer_source)
+    if written != "auto":
+        return Choice(written, family=name, reasoning=reasoning, reason=model.tokenizer_source)
+    if family is None:
+        return Choice("estimate", reason="no family of models is known by its names")
+    return Choice(family.encoding, family=name, reasoning=reasoning, reason=by)
+
+
+def _family(model: Model) -> tuple[Family | None, str]:
+    """The family and what says so: the policy, or the first name that one is known by."""
+    if model.family is not None:
+        return families.named(model.family), "named in its entry"
+    for name in (*(target.model or model.name for target in model.targets if target.weight), model.name):
+        family = families.find(name)
+        if family is not None:
+            return family, f"by the name {name}"
+    return None, ""
 
 
 def tokenizer_of(choice: Choice) -> Tokenizer:
-    """A new tokenizer, as chosen. Raises nothing: a file is read where it is first needed."""
-    return FromFile(choice.path) if choice.kind == "file" else Estimated()
+    """A new tokenizer, as chosen. A HuggingFace file is read where it is first needed. Raises BadTable for a damaged
+    table of an encoding.
+    """
+    if choice.kind == "file":
+        return FromFile(choice.path, reasoning=choice.reasoning)
+    if choice.kind == "estimate":
+        return Estimated(reasoning=choice.reasoning)
+    return Exact(choice.kind, families.named(choice.family), reasoning=choice.reasoning)

@@ -20,9 +20,10 @@ from proxy.policy.compile import compile_policy
 from proxy.policy.effective import Effective, effective, find_model
 from proxy.policy.problems import PolicyErrors
 from proxy.policy.secrets import SecretMissing
-from proxy.policy.snapshot import Policy, Price
+from proxy.policy.snapshot import Model, Policy, Price
 from proxy.settings import Settings
 from proxy.store.store import BadData, KeyRow, SchemaMismatch, Store, StoreUnavailable
+from proxy.tokens.tokenizer import choose
 
 ALLOWED, REFUSED, CANNOT = 0, 1, 2  # exit codes
 DEFAULT_ENDPOINT = "chat.completions"
@@ -88,6 +89,16 @@ def explained(policy: Policy, principal: Principal, model: str, endpoint: str, v
         share = f"weight {target.weight}, priority {target.priority}"
         yield f"target    {target.upstream} as {target.model or model}, {share}  ({target.source})"
     yield f"price     {_price(verdict.model.price)}"
+    yield f"tokens    {_tokens(verdict.model)}"
+
+
+def _tokens(model: Model) -> str:
+    """How its tokens are counted where the provider does not, and what says so."""
+    choice = choose(model)
+    how = {"estimate": "estimated from bytes", "file": f"counted by {choice.path}"}.get(choice.kind, choice.kind)
+    family = f", family {choice.family}" if choice.family else ""
+    thinks = ", may think in tokens that it never sends" if choice.reasoning else ""
+    return f"{how}{family}{thinks}: {choice.reason}"
 
 
 def _price(price: Price | None) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy import record
 from proxy.bounds import OPENED_BYTES_MAX, RECORD_BYTES_MAX
-from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, UsageEvent
+from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, Source, UsageEvent
 
 OPENED = Opened(
     tenant="acme",
@@ -47,11 +47,21 @@ def test_providers_figures_stand() -> None:
     assert event.cost_nanos == 6 * 150 + 4 * 75 + 3 * 600
 
 
-@pytest.mark.parametrize(("text_bytes", "completion"), [(0, 0), (1, 1), (4, 1), (5, 2), (400, 100)])
-def test_estimate_without_them(text_bytes: int, completion: int) -> None:
-    """Without usage the prompt is what admission estimated, and the completion a quarter of the bytes, rounded up."""
-    event = row(text_bytes=text_bytes)
-    assert (event.prompt_tokens, event.completion_tokens, event.source) == (12, completion, "estimated")
+@pytest.mark.parametrize(
+    ("prompt_source", "text_estimated", "source"),
+    [
+        ("counted", 0, "counted"),
+        ("counted", 1, "estimated"),
+        ("estimated", 0, "estimated"),
+        ("estimated", 1, "estimated"),
+    ],
+)
+def test_weirs_own_figures_without_them(prompt_source: Source, text_estimated: int, source: Source) -> None:
+    """Without usage the prompt is as at admission and the completion as relayed; one estimate makes both estimated."""
+    opened = msgspec.structs.replace(OPENED, prompt_source=prompt_source)
+    event = row(opened, text_bytes=400, text_tokens=93, text_estimated=text_estimated)
+    assert (event.prompt_tokens, event.completion_tokens, event.source) == (12, 93, source)
+    assert event.cost_nanos == 12 * 150 + 93 * 600
 
 
 def test_never_sent_and_refused_upstream_cost_nothing() -> None:
@@ -110,7 +120,7 @@ def test_cost_matches_fractions(prompt: int, cached: int, completion: int, fresh
 
 def test_crash_is_what_was_relayed() -> None:
     """A row made by recovery carries what the slot said, and says that it crashed."""
-    seen = Progress(frames=9, bytes=900, text_bytes=41, first_us=333, status=200)
+    seen = Progress(frames=9, bytes=900, text_bytes=41, first_us=333, status=200, text_tokens=11)
     event = record.crashed(7, OPENED, SENT, 2, seen)
     assert (event.termination, event.attempts, event.status, event.upstream) == ("crash", 2, 200, "openai")
     assert (event.relayed_frames, event.relayed_bytes, event.completion_tokens) == (9, 900, 11)
@@ -174,7 +184,7 @@ def test_other_payloads_are_refused(payload: bytes) -> None:
 
 def test_rebuild_from_a_slot() -> None:
     """Recovery's record is made of the slot's bytes alone; bytes that do not decode are refused and kept as a wreck."""
-    counters = (1, 2, 8, 0, 0, 0, 0, 0, 0, 10, 200)
+    counters = (1, 2, 8, 0, 0, 0, 0, 0, 0, 10, 200, 2, 1)
     found = record.Found(3, record.encode_opened(OPENED), record.encode_sent(SENT), 1, counters, 2)
     event = record.decode(record.rebuild(found))
     assert isinstance(event, UsageEvent)

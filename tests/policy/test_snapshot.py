@@ -71,4 +71,11 @@ def test_policy_is_pure() -> None:
     assert done.stdout.strip() == "set()"
 
 
-ALLOWED = ("proxy.bounds", "proxy.call", "proxy.errors", "proxy.tokens.huggingface")
+ALLOWED = (
+    "proxy.bounds",
+    "proxy.call",
+    "proxy.errors",
+    "proxy.tokens",
+    "proxy.tokens.families",
+    "proxy.tokens.huggingface",
+)
