@@ -31,6 +31,7 @@ typedef struct weir_lane {
     int64_t tokens;
     int64_t fresh;  /* bytes of text since `tokens` was found */
     size_t counted; /* bytes of the last word at that time */
+    size_t reread;  /* bytes that were pending when the stream last had to look for a word's end before its time */
     uint32_t look;  /* the last one that it got text for */
     int is_stale;
     weir_stream stream;
@@ -103,6 +104,14 @@ static void weir_lane_feed(weir_lanes *l, weir_lane *lane, const uint8_t *raw, s
         l->spent += weir_stream_pending(&lane->stream);
     }
     l->spent += bytes;
+    /* A stream looks at a long word when it has doubled, which it may not get the room to do: so sooner, now and then. */
+    const size_t pending = weir_stream_pending(&lane->stream);
+    if (pending < lane->reread) lane->reread = 0;
+    const int due = pending - lane->reread >= pending / 5 || pending + bytes >= weir_inline_max;
+    if (pending >= weir_inline_max / 4 && due) {
+        lane->reread = pending;
+        lane->stream.again = 0;
+    }
     if (weir_stream_feed_json(&lane->stream, raw, bytes) < 0) l->failed = 1;
     lane->fresh += length;
     l->fresh += length;
@@ -228,7 +237,9 @@ static void weir_lanes_look(weir_lanes *l, int bound) {
         weir_lane *lane = *at;
         const size_t word = weir_stream_pending(&lane->stream);
         if (bound && word > weir_word_max) {
-            if ((bound == 1 && word < 2 * lane->counted) || l->spent + word > weir_inline_max) {
+            /* A shorter one than then is another one. */
+            const int grows = word >= lane->counted && word < 2 * lane->counted;
+            if ((bound == 1 && grows) || l->spent + word > weir_inline_max) {
                 at = &lane->stale;
                 continue;
             }

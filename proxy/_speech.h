@@ -104,9 +104,10 @@ static inline void weir_say(weir_speech *s, const wj_str *text, uint64_t lane, i
     s->span[s->count++] = (weir_span_said){text->start, (uint32_t)(text->end - text->start), (uint32_t)length, lane};
 }
 
-/* What was said under one key of an object: taken back when the key stands there again. */
+/* What was said under one key of an object: taken back when the key stands there again. Which keys were met stands in
+   a mask beside it, so that the others need not be set to zero. */
 typedef struct {
-    int met, first, end;
+    int first, end;
     int64_t text;
 } weir_saying;
 
@@ -115,11 +116,13 @@ static inline void weir_take_back(weir_speech *s, const weir_saying *saying) {
     s->text -= saying->text;
 }
 
-static inline void weir_saying_starts(weir_speech *s, weir_saying *saying) {
-    if (saying->met) weir_take_back(s, saying);
-    saying->met = 1;
+static inline weir_saying *weir_saying_starts(weir_speech *s, weir_saying *said, unsigned *met, int which) {
+    weir_saying *saying = &said[which];
+    if (*met >> which & 1) weir_take_back(s, saying);
+    *met |= 1u << which;
     saying->first = s->count;
     saying->text = s->text;
+    return saying;
 }
 
 static inline void weir_saying_ends(weir_speech *s, weir_saying *saying) {
@@ -169,7 +172,8 @@ static const uint8_t *weir_parts(wj *j, const uint8_t *p, weir_speech *s, uint64
         }
     } else {
         uint8_t buffer[WJ_NAME_MAX + 1];
-        weir_saying text = {0}, thinking = {0};
+        weir_saying said[2];
+        unsigned met = 0;
         wj_str key;
         int members = 0;
         while ((more = wj_member(j, &p, &key, &members, 0)) == 1) {
@@ -177,8 +181,7 @@ static const uint8_t *weir_parts(wj *j, const uint8_t *p, weir_speech *s, uint64
             const uint8_t *name = wj_name(&key, buffer, &n);
             const int thought = WJ_IS(name, n, "thinking");
             if (thought || WJ_IS(name, n, "text")) {
-                weir_saying *saying = thought ? &thinking : &text;
-                weir_saying_starts(s, saying);
+                weir_saying *saying = weir_saying_starts(s, said, &met, thought);
                 p = weir_parts(j, p, s, thought ? (lane & ~(uint64_t)0xFF) | WEIR_SAID_REASONING : lane);
                 weir_saying_ends(s, saying);
             } else p = wj_skip(j, p);
@@ -193,7 +196,8 @@ static const uint8_t *weir_parts(wj *j, const uint8_t *p, weir_speech *s, uint64
    */
 static const uint8_t *weir_function(wj *j, const uint8_t *p, weir_speech *s, uint64_t lane, int custom) {
     uint8_t buffer[WJ_NAME_MAX + 1];
-    weir_saying named = {0}, given = {0};
+    weir_saying said[2];
+    unsigned met = 0;
     wj_str key;
     int members = 0, more;
     if (*p != '{') return wj_skip(j, p);
@@ -204,8 +208,7 @@ static const uint8_t *weir_function(wj *j, const uint8_t *p, weir_speech *s, uin
         const uint8_t *name = wj_name(&key, buffer, &n);
         const int is_name = WJ_IS(name, n, "name");
         if (is_name || (custom ? WJ_IS(name, n, "input") : WJ_IS(name, n, "arguments"))) {
-            weir_saying *saying = is_name ? &named : &given;
-            weir_saying_starts(s, saying);
+            weir_saying *saying = weir_saying_starts(s, said, &met, is_name);
             p = weir_string_said(j, p, s, lane + !is_name, is_name);
             weir_saying_ends(s, saying);
         } else p = wj_skip(j, p);
@@ -231,7 +234,8 @@ static const uint8_t *weir_calls(wj *j, const uint8_t *p, weir_speech *s, uint64
     p++;
     j->depth++;
     while ((more = weir_element(j, &p, &calls)) == 1) {
-        weir_saying function = {0}, custom = {0};
+        weir_saying said[2];
+        unsigned met = 0;
         const int first = s->count;
         int64_t index = calls - 1, found;
         wj_str key;
@@ -248,8 +252,7 @@ static const uint8_t *weir_calls(wj *j, const uint8_t *p, weir_speech *s, uint64
             const uint8_t *name = wj_name(&key, buffer, &n);
             const int is_custom = WJ_IS(name, n, "custom");
             if (is_custom || WJ_IS(name, n, "function")) {
-                weir_saying *saying = is_custom ? &custom : &function;
-                weir_saying_starts(s, saying);
+                weir_saying *saying = weir_saying_starts(s, said, &met, is_custom);
                 p = weir_function(j, p, s, lane | WEIR_SAID_CALL_NAME, is_custom);
                 weir_saying_ends(s, saying);
             } else {
@@ -270,7 +273,8 @@ static const uint8_t *weir_calls(wj *j, const uint8_t *p, weir_speech *s, uint64
 static const uint8_t *weir_message(wj *j, const uint8_t *p, weir_speech *s) {
     enum { CONTENT, REFUSAL, REASONING, REASONING_OTHER, CALLS, FUNCTION, KEYS };
     uint8_t buffer[WJ_NAME_MAX + 1];
-    weir_saying said[KEYS] = {{0}};
+    weir_saying said[KEYS];
+    unsigned met = 0;
     wj_str key;
     int members = 0, more;
     if (*p != '{') return wj_skip(j, p);
@@ -292,7 +296,7 @@ static const uint8_t *weir_message(wj *j, const uint8_t *p, weir_speech *s) {
         }
         if (which == KEYS) p = wj_skip(j, p);
         else {
-            weir_saying_starts(s, &said[which]);
+            weir_saying *saying = weir_saying_starts(s, said, &met, which);
             switch (which) {
             case CONTENT: p = weir_parts(j, p, s, WEIR_SAID_CONTENT); break;
             case REFUSAL: p = weir_string_said(j, p, s, WEIR_SAID_REFUSAL, 0); break;
@@ -300,13 +304,13 @@ static const uint8_t *weir_message(wj *j, const uint8_t *p, weir_speech *s) {
             case FUNCTION: p = weir_function(j, p, s, WEIR_SAID_FUNCTION_NAME, 0); break;
             default: p = weir_string_said(j, p, s, WEIR_SAID_REASONING, 0);
             }
-            weir_saying_ends(s, &said[which]);
+            weir_saying_ends(s, saying);
         }
         if (!p) return NULL;
     }
     j->depth--;
     /* Providers send the same thoughts under both names. */
-    if (said[REASONING].met && said[REASONING_OTHER].met)
+    if ((met >> REASONING & 1) && (met >> REASONING_OTHER & 1))
         weir_take_back(s, &said[said[REASONING].text >= said[REASONING_OTHER].text ? REASONING_OTHER : REASONING]);
     return more < 0 ? NULL : p;
 }
@@ -319,7 +323,9 @@ static const uint8_t *weir_choices(wj *j, const uint8_t *p, weir_speech *s, int6
     p++;
     j->depth++;
     while ((more = weir_element(j, &p, elements)) == 1) {
-        weir_saying delta = {0}, message = {0}, text = {0};
+        enum { DELTA, MESSAGE, TEXT, KEYS };
+        weir_saying said[KEYS], *saying;
+        unsigned met = 0;
         const int first = s->count;
         int64_t index = *elements - 1, found;
         wj_str key;
@@ -336,14 +342,13 @@ static const uint8_t *weir_choices(wj *j, const uint8_t *p, weir_speech *s, int6
             const uint8_t *name = wj_name(&key, buffer, &n);
             const int is_delta = WJ_IS(name, n, "delta");
             if (is_delta || WJ_IS(name, n, "message")) {
-                weir_saying *saying = is_delta ? &delta : &message;
-                weir_saying_starts(s, saying);
+                saying = weir_saying_starts(s, said, &met, is_delta ? DELTA : MESSAGE);
                 p = weir_message(j, p, s);
                 weir_saying_ends(s, saying);
             } else if (WJ_IS(name, n, "text")) {
-                weir_saying_starts(s, &text);
+                saying = weir_saying_starts(s, said, &met, TEXT);
                 p = weir_string_said(j, p, s, WEIR_SAID_TEXT, 0);
-                weir_saying_ends(s, &text);
+                weir_saying_ends(s, saying);
             } else {
                 if (WJ_IS(name, n, "index") && weir_figure(j, p, &found) == 1 && found < WEIR_INDEX_MAX) index = found;
                 p = wj_skip(j, p);

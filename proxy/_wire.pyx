@@ -344,7 +344,7 @@ cdef class Relay:
             )
             if self._usage is not None:
                 self._counter = None  # the provider has counted
-        elif self._counter is not None and self._bytes:
+        elif self._counter is not None and self._kept_bytes:
             self._counter.not_read()
         self._kept = None
 

@@ -82,6 +82,23 @@ def test_long_words(whole: str, delta_bytes: int) -> None:
     assert made.tokens == oracle.count(O200K, whole)
 
 
+@pytest.mark.parametrize("letters", [300, 3000, 6200, 9900, 12_000])
+def test_long_words_one_after_another(letters: int) -> None:
+    """Words up to nearly TEXT_BYTES_INLINE are counted at the looks, each when it has ended: little waits at the end."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    whole = " ".join("".join(chance.choices("abcdefgh", k=letters)) for _ in range(60_000 // letters))
+    made = counter()
+    scanner = Frames(made)
+    for start in range(0, len(whole), 200):
+        scanner.feed(frame(delta={"content": whole[start : start + 200]}))
+        made.look(False)
+        assert made.rest <= 2 * TEXT_BYTES_INLINE, (seed, start)
+    assert made.backlog <= TEXT_BYTES_INLINE, seed
+    made.finish()
+    assert made.tokens == oracle.count(O200K, whole), seed
+
+
 def test_finishing_beside_the_loop() -> None:
     """Answers are counted to their end in threads while the same encoding counts others."""
     seed = random.randrange(2**32)

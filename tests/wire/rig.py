@@ -126,6 +126,8 @@ def make_relay(
     first_byte_ms: int = 20_000,
     idle_ms: int = 20_000,
     total_ms: int = 60_000,
+    counter: Any = None,
+    bytes_per_token_milli: int = 4000,
 ) -> Relay:
     """A relay with everything off that the test does not ask for."""
     return Relay(
@@ -143,6 +145,8 @@ def make_relay(
         first_byte_ms=first_byte_ms,
         idle_ms=idle_ms,
         total_ms=total_ms,
+        counter=counter,
+        bytes_per_token_milli=bytes_per_token_milli,
     )
 
 
@@ -205,6 +209,8 @@ def facts(relay: Relay) -> dict[str, Any]:
         "frames": relay.frames,
         "bytes": relay.bytes,
         "text_bytes": relay.text_bytes,
+        "text_tokens": relay.text_tokens,
+        "text_estimated": relay.text_estimated,
         "usage": relay.usage,
         "model": relay.model,
         "error_body": relay.error_body,
