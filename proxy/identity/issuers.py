@@ -57,6 +57,11 @@ class Issuers:
     def __repr__(self) -> str:
         return f"[Issuers: {', '.join(keys.issuer.name for keys in self._sets.values()) or 'none'}]"
 
+    @property
+    def any(self) -> bool:
+        """Whether the policy names one at all."""
+        return bool(self._sets)
+
     def of(self, iss: object) -> KeySet | None:
         """The issuer of exactly that name; None for one that nobody trusts."""
         return self._sets.get(iss) if isinstance(iss, str) else None

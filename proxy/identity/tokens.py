@@ -87,6 +87,8 @@ class Tokens:
         digest = sha256(token).digest()
         found = self._verified.get(digest)
         if found is None:
+            if not self._issuers.any:
+                raise Refusal("invalid_api_key")
             refused = self._refused.get(digest)
             if refused is not None:
                 raise Refusal(refused.code, refused.detail, headers=refused.headers)

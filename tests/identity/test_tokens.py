@@ -261,7 +261,7 @@ def test_a_verdict_ends_with_the_token(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_verdict_ends_with_the_policy(tmp_path: Path) -> None:
-    """A new policy judges anew: another audience refuses what was good, an issuer that is gone is nobody's."""
+    """A new policy judges anew: another audience refuses what was good, and without an issuer there are no tokens."""
 
     async def story() -> None:
         async with desk(tmp_path) as made:
@@ -272,7 +272,7 @@ def test_a_verdict_ends_with_the_policy(tmp_path: Path) -> None:
             made.tokens.adopt({"corp": issuer(audiences=("weir-2",))})
             assert await made.code(said) == "token_audience"
             made.tokens.adopt({})
-            assert await made.code(said) == "token_issuer"
+            assert await made.code(said) == "invalid_api_key"
             assert made.told.gone == ["corp", "corp"]
             made.tokens.adopt({"corp": issuer()})
             assert await made.identify(said) is not first
