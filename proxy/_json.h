@@ -73,7 +73,6 @@ typedef struct {
     int depth;     /* objects that are open around a walk */
     int depth_max; /* the outermost object is depth 1 */
     int64_t text;  /* decoded bytes of text, as the walks found them */
-    int64_t reasoning, reasoning_other;
     int64_t images;
     int64_t elements; /* of the value itself, where a walk began at an array */
     int64_t numbers;  /* numbers that are elements of an array of texts: token ids */

@@ -17,8 +17,6 @@
 
 static int weir_spans_max; /* bounds.ANSWER_STRINGS_MAX */
 
-static const uint8_t *wj_skip(wj *j, const uint8_t *p) { return wj_walk_answer(j, p, WJ_SKIP); }
-
 /* Whose text it is, within its choice. */
 enum {
     WEIR_SAID_CONTENT,

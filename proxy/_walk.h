@@ -1,5 +1,5 @@
-/* Walks JSON values and counts the text in them, by the keys that it stands under. Of a request it also notes where
-   the text stands. */
+/* Walks JSON values. Of a request's it counts the text in them, by the keys that it stands under, and notes where the
+   text stands. */
 
 #ifndef WEIR_WALK_H
 #define WEIR_WALK_H
@@ -15,15 +15,11 @@ enum {
     WJ_ENTER,           /* strings here do not count; objects below are read by their keys */
     WJ_ALL,             /* every string and every key below counts */
     WJ_IMAGE,           /* counts as one image, and nothing below it as text */
-    WJ_REASONING,       /* text of a model's reasoning, under the first of its two common names */
-    WJ_REASONING_OTHER, /* and under the second: providers send both with the same text */
-    /* Of a request, text under a key that the count of tokens must know. */
+    /* Text under a key that the count of tokens must know. */
     WJ_ROLE,      /* noted, but not counted as text: it is the same for every call */
     WJ_NAME,      /* as WJ_TEXT */
     WJ_ARGUMENTS, /* as WJ_TEXT */
 };
-
-enum { WJ_REQUEST, WJ_ANSWER, WJ_NEITHER }; /* whose keys: `side` of a walk; WJ_NEITHER only skips */
 
 /* Keys inside messages, prompt and input. What we do not know may still contain what we know. */
 static int wj_request_class(const wj_str *key) {
@@ -47,39 +43,6 @@ static int wj_request_class(const wj_str *key) {
     case 17: return WJ_LIKE("reasoning_content") ? WJ_TEXT : WJ_ENTER;
     default: return WJ_ENTER;
     }
-}
-
-/* Keys inside choices. What we do not know is skipped: log probabilities and annotations repeat the text. */
-static int wj_answer_class(const wj_str *key) {
-    uint8_t buffer[WJ_NAME_MAX + 1];
-    size_t n;
-    const uint8_t *name = wj_name(key, buffer, &n);
-    switch (n) {
-    case 4: return WJ_IS(name, n, "text") ? WJ_TEXT : WJ_SKIP;
-    case 5:
-        if (WJ_IS(name, n, "delta")) return WJ_ENTER;
-        return WJ_IS(name, n, "input") ? WJ_TEXT : WJ_SKIP;
-    case 6: return WJ_IS(name, n, "custom") ? WJ_ENTER : WJ_SKIP;
-    case 7:
-        if (WJ_IS(name, n, "content") || WJ_IS(name, n, "refusal")) return WJ_TEXT;
-        return WJ_IS(name, n, "message") ? WJ_ENTER : WJ_SKIP;
-    case 8:
-        if (WJ_IS(name, n, "thinking")) return WJ_TEXT; /* Mistral: a part of content, itself made of text parts */
-        return WJ_IS(name, n, "function") ? WJ_ENTER : WJ_SKIP;
-    case 9:
-        if (WJ_IS(name, n, "arguments")) return WJ_TEXT;
-        return WJ_IS(name, n, "reasoning") ? WJ_REASONING_OTHER : WJ_SKIP;
-    case 10: return WJ_IS(name, n, "tool_calls") ? WJ_ENTER : WJ_SKIP;
-    case 13: return WJ_IS(name, n, "function_call") ? WJ_ENTER : WJ_SKIP;
-    case 17: return WJ_IS(name, n, "reasoning_content") ? WJ_REASONING : WJ_SKIP;
-    default: return WJ_SKIP;
-    }
-}
-
-WJ_INLINE void wj_count_text(wj *j, int class, const wj_str *s) {
-    if (class == WJ_TEXT || class == WJ_ALL) j->text += wj_length(s);
-    else if (class == WJ_REASONING) j->reasoning += wj_length(s);
-    else if (class == WJ_REASONING_OTHER) j->reasoning_other += wj_length(s);
 }
 
 static const uint8_t *wj_skip_strict(wj *j, const uint8_t *p);
@@ -152,8 +115,9 @@ static __attribute__((noinline)) const uint8_t *wj_image(wj *j, const uint8_t *p
     return p;
 }
 
-/* Walks any value, iteratively. `class` says what its strings mean; `j->depth` objects are open around it. */
-WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int strict, const int side) {
+/* Walks any value, iteratively. `class` says what its strings mean; `j->depth` objects are open around it. Without
+   `reads` nothing in it is read, and `class` is WJ_SKIP. */
+WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int strict, const int reads) {
     enum { ARRAY = 0x80 };
     uint8_t level[WJ_LEVELS];
     const int depth_max = j->depth_max - j->depth;
@@ -163,7 +127,7 @@ WJ_INLINE const uint8_t *wj_walk(wj *j, const uint8_t *p, int class, const int s
 value:
     p = wj_space(p, end);
     if (p == end) return wj_fail(j, p, "a value is expected");
-    if (side == WJ_REQUEST && class == WJ_IMAGE) {
+    if (reads && class == WJ_IMAGE) {
         j->depth += depth;
         p = wj_image(j, p);
         j->depth -= depth;
@@ -174,9 +138,7 @@ value:
     case '"':
         p = wj_string(j, p, &s, strict);
         if (!p) return NULL;
-        if (class == WJ_SKIP) break;
-        if (side == WJ_REQUEST) wj_note_text(j, class, &s, depth);
-        else wj_count_text(j, class, &s);
+        if (reads && class != WJ_SKIP) wj_note_text(j, class, &s, depth);
         break;
     case '{':
         if (depth >= depth_max) return wj_fail(j, p, "it is nested too deeply");
@@ -194,7 +156,7 @@ value:
             p++;
             break;
         }
-        if (depth == 0 && side != WJ_NEITHER) j->elements++;
+        if (reads && depth == 0) j->elements++;
         level[depth++] = (uint8_t)(class | ARRAY);
         goto value;
     case 't':
@@ -219,7 +181,7 @@ next:
     if (class & ARRAY) {
         class &= ~ARRAY;
         if (p < end && *p == ',') {
-            if (depth == 1 && side != WJ_NEITHER) j->elements++;
+            if (reads && depth == 1) j->elements++;
             p++;
             goto value;
         }
@@ -239,23 +201,20 @@ key:
     p = wj_string(j, p, &s, strict);
     if (!p) return NULL;
     class = level[depth - 1];
-    if (class == WJ_ALL) j->text += wj_length(&s);
-    else if (class != WJ_SKIP) class = side == WJ_REQUEST ? wj_request_class(&s) : wj_answer_class(&s);
-    if (side == WJ_REQUEST && class == WJ_SKIP) j->unread += level[depth - 1] != WJ_SKIP;
+    if (reads && class == WJ_ALL) j->text += wj_length(&s);
+    else if (reads && class != WJ_SKIP) class = wj_request_class(&s);
+    if (reads && class == WJ_SKIP) j->unread += level[depth - 1] != WJ_SKIP;
     p = wj_space(p, end);
     if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected");
     p++;
     goto value;
 }
 
-static const uint8_t *wj_skip_strict(wj *j, const uint8_t *p) { return wj_walk(j, p, WJ_SKIP, 1, WJ_NEITHER); }
+static const uint8_t *wj_skip_strict(wj *j, const uint8_t *p) { return wj_walk(j, p, WJ_SKIP, 1, 0); }
 
-static const uint8_t *wj_walk_request(wj *j, const uint8_t *p, int class) {
-    return wj_walk(j, p, class, 1, WJ_REQUEST);
-}
+/* Of an answer, which is not held to be strict. */
+static const uint8_t *wj_skip(wj *j, const uint8_t *p) { return wj_walk(j, p, WJ_SKIP, 0, 0); }
 
-static const uint8_t *wj_walk_answer(wj *j, const uint8_t *p, int class) {
-    return wj_walk(j, p, class, 0, WJ_ANSWER);
-}
+static const uint8_t *wj_walk_request(wj *j, const uint8_t *p, int class) { return wj_walk(j, p, class, 1, 1); }
 
 #endif
