@@ -47,8 +47,7 @@ class Walk:
         if seq <= self.last_seq:
             self.find("order", seq, f"row {seq} stands after row {self.last_seq}: rows were moved or inserted")
         elif seq > self.last_seq + 1:
-            gone = f"row {seq - 1} is" if seq == self.last_seq + 2 else f"rows {self.last_seq + 1} to {seq - 1} are"
-            self.find("missing", self.last_seq + 1, f"{gone} missing")
+            self.find("missing", self.last_seq + 1, f"{_rows(self.last_seq + 1, seq - 1)} missing")
         elif entry.previous != self.last_hash:
             # Only between neighbours: after a gap there is nothing to compare with.
             self.find("link", seq, f"row {seq} does not hold the hash of row {seq - 1} before it")
@@ -73,7 +72,8 @@ class Walk:
             self.find(
                 "truncated",
                 self.last_seq + 1,
-                f"rows {self.last_seq + 1} to {self._anchored_last} are missing from the end: they were anchored",
+                f"{_rows(self.last_seq + 1, self._anchored_last)} missing from the end, and row {self._anchored_last} "
+                "was anchored",
             )
         for seq in sorted(self._anchors):
             if seq <= self.last_seq:
@@ -81,3 +81,7 @@ class Walk:
         if head is not None and head != (self.last_seq, self.last_hash):
             self.find("head", head[0], f"the head says that row {head[0]} is the last; the last one is {self.last_seq}")
         return self.findings
+
+
+def _rows(first: int, last: int) -> str:
+    return f"row {first} is" if first == last else f"rows {first} to {last} are"

@@ -46,12 +46,16 @@ class Anchors:
         """Anchors what is due: ANCHOR_ROWS new rows, or any that were there ANCHOR_SECONDS after the last anchor."""
         try:
             if self._private is None:
-                await asyncio.to_thread(self._open)
+                distrusted = await asyncio.to_thread(self._open)
+                if distrusted:
+                    self._alarm(distrusted)
             head = await self._store.audit_head()
             if (head.seq, head.hash) == (self._seq, self._hash):
                 return
             if head.seq <= self._seq:
-                self._alarm(f"the audit log ends at row {head.seq}, and row {self._seq} was anchored")
+                ends = f"the audit log ends at row {head.seq}, and row {self._seq} was anchored"
+                other = f"row {head.seq} of the audit log is not the one that was anchored"
+                self._alarm(other if head.seq == self._seq else ends)
                 return
             waited = self._at_ns is None or clock.now_ns() - self._at_ns >= bounds.ANCHOR_SECONDS * 1_000_000_000
             if now or waited or head.seq - self._seq >= bounds.ANCHOR_ROWS:
@@ -62,19 +66,20 @@ class Anchors:
         except (OSError, ValueError) as error:
             self._say(f"the audit log cannot be anchored: {error}")
 
-    def _open(self) -> None:
+    def _open(self) -> str:
+        """In a thread. Returns what an alarm is to say, or nothing."""
         private = files.private_key(self._data_dir)
         public = private.public_key().public_bytes_raw()
         last = files.mend(self._path)
+        wrong: list[str] = []
         if last:
             # The last line alone decides where to go on; `weir audit verify` reads them all.
             found, wrong = anchor.read(last[-1:], {anchor.key_id(public): public}, last[0] if len(last) > 1 else None)
             self._line = last[-1]
             if found:
                 self._seq, self._hash = found[-1].seq, bytes.fromhex(found[-1].hash)
-            else:
-                self._alarm(f"the last anchor cannot be trusted, the log is read from its first row: {wrong[0]}")
         self._private = private
+        return f"the last anchor cannot be trusted, the log is read from its first row: {wrong[0]}" if wrong else ""
 
     async def _catch_up(self, until: int) -> None:
         """Reads every row after the last anchor, and signs for the last of each page that holds."""

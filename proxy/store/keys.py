@@ -98,16 +98,17 @@ assert {field.name for field in fields(KeyRow)} == set(keys.c.keys())
 class Keys(Auditing):
     """Queries over `keys`, and their writers."""
 
-    async def insert_key(self, row: KeyRow, by: By) -> None:
-        """Adds a key. Raises Forbidden, and BadData when its id or digest is taken."""
+    async def insert_key(self, row: KeyRow, by: By) -> KeyRow:
+        """Adds a key and returns it as it stands. Raises Forbidden, and BadData when its id or digest is taken."""
 
-        async def work(connection: AsyncConnection, notes: Notes) -> None:
+        async def work(connection: AsyncConnection, notes: Notes) -> KeyRow:
             may_issue(by.actor, row.tenant, row.owner, row.scope, row.rights or ())
             made = msgspec.structs.replace(row, created_by=_name(by))
             await connection.execute(insert(keys).values(asdict(made)))
             notes.add("keys.create", row.tenant, row.key_id, None, described(made))
+            return made
 
-        await self.audited(by, Attempt("keys.create", row.tenant, row.key_id), work)
+        return await self.audited(by, Attempt("keys.create", row.tenant, row.key_id), work)
 
     async def rotate_key(
         self, key_id: str, digest: bytes, new_id: str, last4: str, at_us: int, overlap_us: int, by: By

@@ -99,7 +99,7 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
     )
     store = Store.open(process.database)
     try:
-        await store.insert_key(row, operator())
+        row = await store.insert_key(row, operator())
     finally:
         await store.close()
     _announce(process, board.KEYS_CREATED)
