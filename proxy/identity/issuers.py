@@ -71,15 +71,19 @@ class Issuers:
         wanted = {issuer.issuer: issuer for issuer in issuers.values()}
         if wanted == {iss: keys.issuer for iss, keys in self._sets.items()}:
             return False
-        for iss, keys in list(self._sets.items()):
-            if wanted.get(iss) != keys.issuer:
-                del self._sets[iss]
-                keys.retire()
-                self.tally.retired(keys.issuer.name)
+        before, self._sets = self._sets, {}
         for iss, issuer in wanted.items():
-            if iss not in self._sets:
-                self._sets[iss] = keys = KeySet(issuer, self._fetch, self._told(issuer.name))
-                keys.start()
+            known = before.get(iss)
+            if known is not None and known.issuer == issuer:
+                self._sets[iss] = before.pop(iss)
+                continue
+            keys = self._sets[iss] = KeySet(issuer, self._fetch, self._told(issuer.name))
+            if known is not None:
+                keys.inherit(known)
+            keys.start()
+        for keys in before.values():
+            keys.retire()
+            self.tally.retired(keys.issuer.name)
         return True
 
     def _told(self, name: str) -> Callable[[bool], None]:

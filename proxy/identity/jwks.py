@@ -79,6 +79,7 @@ class KeySet:
         self._fetching: asyncio.Task[bool] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._good = True
+        self._good_ns: int | None = None  # when the last good fetch began
 
     def __repr__(self) -> str:
         return f"[KeySet of {self.issuer.name}: {len(self._kids)} keys]"
@@ -91,6 +92,13 @@ class KeySet:
 
     async def need(self, kid: str | None, algorithm: str) -> Key:
         """The same, after asking the issuer where that can help. Raises Refusal token_key or issuer_unavailable."""
+        try:
+            async with asyncio.timeout(bounds.JWKS_WAIT_SECONDS_MAX):
+                return await self._need(kid, algorithm)
+        except TimeoutError:
+            raise self._unavailable(_RETRY_SECONDS) from None
+
+    async def _need(self, kid: str | None, algorithm: str) -> Key:
         for _ in range(_JOINS_MAX):
             # What is under way was begun for this very name, or may know it.
             if self._fetching is None or self.find(kid, algorithm, now_ns()) is not None:
@@ -139,6 +147,18 @@ class KeySet:
         first = self._fetching = asyncio.create_task(self._refresh())  # here: a first request finds it under way
         self._keeping = asyncio.create_task(self._keep(first))
 
+    def inherit(self, before: KeySet) -> None:
+        """Begins with the keys that an earlier policy had from the same place: a reload needs no issuer in reach."""
+        mine, theirs = self.issuer, before.issuer
+        same = (mine.issuer, mine.keys, mine.algorithms) == (theirs.issuer, theirs.keys, theirs.algorithms)
+        if not same or before._good_ns is None:
+            return
+        # As objects of their own: with the old policy every verdict that rests on the old ones ends.
+        self._keys = {at: Key(key.jwk, key.content) for at, key in before._keys.items()}
+        self._kids = before._kids
+        self._good_ns = before._good_ns
+        self.stale_ns = before._good_ns + mine.stale_seconds * _SECOND_NS
+
     def retire(self) -> None:
         """The policy has no such issuer any more: nothing rests on these keys from now on."""
         self.current = False
@@ -183,6 +203,7 @@ class KeySet:
             async with asyncio.timeout(bounds.JWKS_FETCH_SECONDS_MAX):
                 document = await self._fetch(self.issuer)
             self._take(document)
+            self._good_ns = begun_ns
             self.stale_ns = begun_ns + self.issuer.stale_seconds * _SECOND_NS
             good = True
         except (KeysUnavailable, TimeoutError) as error:

@@ -293,6 +293,40 @@ def test_a_policy_that_changes_while_its_issuer_is_asked(tmp_path: Path) -> None
     asyncio.run(story())
 
 
+def test_a_reload_needs_no_issuer(tmp_path: Path) -> None:
+    """Rules that change while the issuer is away are judged by the keys that are there; other keys' places are not."""
+
+    async def story() -> None:
+        async with desk(tmp_path) as made:
+            assert await made.code(token()) == ""
+            made.published[ISSUER] = KeysUnavailable("away")
+            made.tokens.adopt({"corp": issuer(audiences=("weir", "more"))})
+            assert await made.code(token()) == ""
+            assert await made.code(token(aud="more")) == ""
+            made.tokens.adopt({"corp": issuer(keys="https://elsewhere.example/jwks")})
+            assert await made.code(token()) == "issuer_unavailable"
+
+    asyncio.run(story())
+
+
+def test_waiting_for_keys_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request does not wait for keys beyond its bound, whatever is under way; the fetch goes on."""
+    monkeypatch.setattr(bounds, "JWKS_WAIT_SECONDS_MAX", 0.05)
+
+    async def story() -> None:
+        async with desk(tmp_path) as made:
+            assert await made.code(token()) == ""
+            made.published[ISSUER] = key_set(jwk("rsa-2"))
+            made.gate = asyncio.Event()
+            assert await made.code(new()) == "issuer_unavailable"
+            made.gate.set()
+            monkeypatch.setattr(bounds, "JWKS_WAIT_SECONDS_MAX", 20)
+            assert await made.code(new()) == ""
+            assert len(made.fetched) == 2
+
+    asyncio.run(story())
+
+
 def test_a_set_without_a_usable_key_changes_nothing(tmp_path: Path) -> None:
     """An issuer that suddenly publishes nothing usable counts as away: the keys of before go on."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 from pathlib import Path
 
 import jwt
@@ -226,6 +228,36 @@ def test_two_keys_of_one_name(tmp_path: Path) -> None:
     assert code_of(tmp_path, token(), key_set(jwk("rsa"), jwk("rsa-2", kid="rsa"), jwk("p256"))) == "token_key"
     # For two algorithms there is nothing to guess.
     assert code_of(tmp_path, token(), key_set(jwk("rsa", alg="RS256"), jwk("rsa-2", kid="rsa", alg="PS256"))) == ""
+
+
+def test_no_other_bytes_are_taken(tmp_path: Path) -> None:
+    """Two thousand changed copies of good tokens are all refused, each by a refusal and never by a fault."""
+    seed = int(os.environ.get("WEIR_TEST_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+    draw = random.Random(seed)
+
+    async def story() -> None:
+        async with desk(tmp_path) as made:
+            good = [token(), token("p256", "ES256"), token("ed", "EdDSA")]
+            for each in good:
+                assert await made.code(each) == ""
+            for number in range(2000):
+                said = bytearray(draw.choice(good))
+                for _ in range(draw.choice((1, 1, 1, 2, 5))):
+                    at = draw.randrange(len(said))
+                    match draw.randrange(4):
+                        case 0:
+                            said[at] = draw.randrange(0x21, 0x7F)
+                        case 1:
+                            del said[at : at + draw.choice((1, 3, 4, 40))]
+                        case 2:
+                            said[at:at] = draw.choice(good)[: draw.randrange(60)]
+                        case _:
+                            said[at], said[-1] = said[-1], said[at]
+                if bytes(said) not in good:
+                    code = await made.code(bytes(said))
+                    assert code.startswith("token_") or code == "issuer_unavailable", (seed, number, code, bytes(said))
+
+    asyncio.run(story())
 
 
 def test_a_large_flood_of_names_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
