@@ -33,6 +33,15 @@ static int64_t weir_prompt_bytes(const weir_peek *k) {
     return bytes;
 }
 
+/* What a count of the whole prompt has to read: the strings, and the values that are decoded. An image's header costs
+   about as much as a kilobyte of text. */
+static int64_t weir_prompt_bytes_whole(const weir_peek *k) {
+    int64_t bytes = weir_prompt_bytes(k) + k->images * 1024;
+    for (int part = 0; part < WEIR_PARTS; part++)
+        if (k->part[part].start >= 0) bytes += k->part[part].end - k->part[part].start;
+    return bytes;
+}
+
 /* The tokens of all noted strings but images' urls, and how many of them are a message's name. -1 without memory. */
 static int weir_prompt_count(
     const weir_peek *k, const uint8_t *body, weir_encoding *e, int64_t *tokens, int64_t *names

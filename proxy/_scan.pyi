@@ -109,6 +109,9 @@ class Peek:
         """
     def texts(self, body: bytes) -> list[bytes]:
         """The noted strings decoded, without the images' urls. Errors as `with_usage`."""
+    @property
+    def count_bytes(self) -> int:
+        """Bytes that a count of the prompt has to read: noted strings, tools and formats; 1,024 for each image."""
     def count(self, body: bytes, encoding: Encoding) -> tuple[int, int]:
         """(tokens of all noted strings but images' urls, how many of them are a message's name). The GIL is released
         where they have more than TEXT_BYTES_INLINE bytes together. Errors as `with_usage`, and MemoryError.

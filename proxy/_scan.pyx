@@ -44,6 +44,7 @@ cdef extern from "_sse.h":
 
 cdef extern from "_prompt.h" nogil:
     int64_t weir_prompt_bytes(const weir_peek* k) noexcept
+    int64_t weir_prompt_bytes_whole(const weir_peek* k) noexcept
     int weir_prompt_count(
         const weir_peek* k, const uint8_t* body, weir_encoding* e, int64_t* tokens, int64_t* names
     ) noexcept
@@ -399,6 +400,10 @@ cdef class Peek:
         cdef wj_string_at* at = self.k.strings.at
         cdef uint32_t i
         return [decoded_at(p, &at[i]) for i in range(self.k.strings.used) if at[i].kind < WJ_STRING_IMAGE]
+
+    @property
+    def count_bytes(self):
+        return weir_prompt_bytes_whole(&self.k)
 
     def count(self, bytes body not None, Encoding encoding not None):
         check_body(body, self)

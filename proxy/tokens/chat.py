@@ -82,7 +82,7 @@ def _schema(total: _Sum, chat: Chat, encoding: Encoding, body: bytes, facts: Pee
     said = body[start:end]
     try:
         value = msgspec.json.decode(said) if len(said) <= TOOLS_BYTES_MAX else said
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
         value = said
     if value is None or (isinstance(value, dict) and value.get("type") == "text"):
         return

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from math import ceil, floor, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from proxy.bounds import IMAGE_SEGMENTS_MAX, IMAGE_UNESCAPED_BYTES_MAX
 from proxy.tokens.families import Images, Patches, Tiles
 
@@ -90,16 +92,16 @@ def size_of(body: bytes, start: int, end: int) -> Size | None:
     """The size that the header of the `data:` url at body[start:end] gives; the inside of a JSON string. None for a
     remote url, another form than base64, a format other than PNG, JPEG, GIF or WebP, and a header that is broken.
     """
+    if body.find(b"\\", start, min(end, start + _LOOKED_AT_BYTES)) >= 0:
+        # Some writers of JSON escape every slash, one in 64 characters of base64.
+        body = _unescaped(body, start, end)
+        start, end = 0, len(body)
     if body[start : start + 5].lower() != b"data:":
         return None
     mark = body.find(_MARK, start, min(end, start + _PREFIX_BYTES_MAX))
     if mark < 0:
         return None
     first = mark + len(_MARK)
-    if body.find(b"\\", first, min(end, first + _LOOKED_AT_BYTES)) >= 0:
-        # Some writers of JSON escape every slash, one in 64 characters; base64 has no other character to escape.
-        body = body[first : min(end, first + IMAGE_UNESCAPED_BYTES_MAX)].replace(b"\\/", b"/")
-        first, end = 0, len(body)
 
     def read(offset: int, count: int) -> bytes:
         """Decodes just those bytes: four characters of base64 are three of them."""
@@ -114,6 +116,17 @@ def size_of(body: bytes, start: int, end: int) -> Size | None:
 
     size = _size(read)
     return size if size is not None and size.width > 0 and size.height > 0 else None
+
+
+def _unescaped(body: bytes, start: int, end: int) -> bytes:
+    """The beginning of a JSON string as it is meant."""
+    text = body[start : min(end, start + IMAGE_UNESCAPED_BYTES_MAX)]
+    if len(text) < end - start:  # the cut may be inside of an escape, at most a pair of surrogates
+        text = text[: text.rfind(b"\\", 0, len(text) - 12)]
+    try:
+        return msgspec.json.decode(b'"%s"' % text, type=str).encode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return b""
 
 
 def _size(read: Read) -> Size | None:

@@ -183,7 +183,7 @@ def count(style: Tools, value: bytes, counter: Counter) -> Count:
             writer = _Writer(style, 4 * len(value) + 4096)
             text = writer.definitions(functions)
             return Count(counter.count(text.encode()) + style.section, writer.documented)
-    except (msgspec.DecodeError, _TooLarge, RecursionError, UnicodeEncodeError):
+    except (msgspec.DecodeError, _TooLarge, RecursionError, UnicodeError):
         pass
     return Count(counter.count(value), False)
 
@@ -192,7 +192,7 @@ def choice(style: Tools, value: bytes, counter: Counter) -> Count:
     """The tokens that a JSON value of `tool_choice` or `function_call` adds. Never raises for content."""
     try:
         said = msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
         return Count(0, False)
     if said in (None, "auto", "required"):
         return Count(0, True)

@@ -237,6 +237,17 @@ def test_parts_that_are_neither_text_nor_image() -> None:
     assert (peek(body).unread, peek(body).strings) == (2, [])
 
 
+def test_what_a_count_has_to_read() -> None:
+    """Every string counts, a role too: none may be long without being noticed; and so do tools and images."""
+    for body, want in (
+        ({"messages": [{"role": "r" * 500, "content": "c" * 70}]}, 570),
+        ({"messages": [{"content": [{"image_url": {"url": "u" * 9000}}]}]}, 1024),
+        ({"prompt": "p", "tools": ["t" * 96], "response_format": "f", "tool_choice": "n", "x": "y" * 99}, 1 + 100 + 6),
+        ({"model": "m" * 90, "metadata": "n" * 99}, 0),
+    ):
+        assert peek(json.dumps(body, separators=(",", ":")).encode()).count_bytes == want
+
+
 def test_too_many_strings() -> None:
     """Beyond the bound the rest is not noted, the memory stays bounded, and the facts say so."""
     for count in (PROMPT_STRINGS_MAX, PROMPT_STRINGS_MAX + 1, 3 * PROMPT_STRINGS_MAX):
