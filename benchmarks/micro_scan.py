@@ -8,19 +8,22 @@ once, so that they stay right. The rivals, json and orjson, build the whole tree
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Any
 
 import orjson
 import pytest
 
-from proxy._scan import Frames, peek, read_answer, read_head, with_usage
+from proxy import tokens
+from proxy._scan import AnswerCounter, Frames, peek, read_answer, read_head, with_usage
 
 CALLS = 1000  # in one round
 FRAMES = 1000  # in one long stream
 
 # What the design asks for, in nanoseconds: a call, a frame.
-HEAD_NS, PEEK_NS, FRAME_NS = 2000, 2500, 300
+HEAD_NS, PEEK_NS, FRAME_NS, COUNT_NS = 2000, 2500, 300, 500
 
 SDK_HEADERS = (
     (b"Host", b"127.0.0.1:8080"),
@@ -71,6 +74,62 @@ ANSWER = json.dumps(
         "usage": {"prompt_tokens": 11, "completion_tokens": 100, "total_tokens": 111},
     }
 ).encode()
+
+
+# What models say, in deltas of a token or two each, as they come.
+SPEECH = {
+    "english": (
+        " weir",
+        " stands",
+        " in",
+        " a",
+        " stream",
+        ",",
+        " measures",
+        " it",
+        ".",
+        " It's",
+        " 1",
+        ".5",
+        " m",
+        "\n",
+    ),
+    "code": (
+        "def",
+        " count",
+        "(self",
+        ",",
+        " text",
+        "):\n",
+        "    ",
+        "return",
+        " len",
+        "(text",
+        ")",
+        "\n\n",
+        "#",
+        " ok",
+    ),
+    "chinese": (
+        "水坝",
+        "立在",
+        "溪流",
+        "之中",
+        "，",
+        "测量",
+        "水流",
+        "，",
+        "并",
+        "将其",
+        "保持",
+        "在",
+        "一定",
+        "水位",
+        "。",
+    ),
+    "russian": ("Пло", "тина", " сто", "ит", " в", " пото", "ке", ",", " изме", "ря", "ет", " его", ".", " "),
+    "arguments": ('{"', "city", '":', ' "', "Paris", '",', ' "', "days", '":', " [", "1", ",", " 2", "]}"),
+}
 
 
 def per_call(
@@ -144,6 +203,46 @@ def test_frame_of_many(benchmark: Any, way: str) -> None:
     """The same frame, many in one read: what the scan itself costs."""
     stream = FRAME * FRAMES
     per_call(benchmark, lambda: getattr(Frames(), way)(stream), FRAME_NS, calls=2, each=FRAMES)
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_counting_of_a_frame(benchmark: Any, name: str) -> None:
+    """What counting adds to a frame that is a read of its own, with the look before its write: the same stream with and
+    without, by turns.
+    """
+    delta = "tool_calls" if name == "arguments" else "content"
+    head, _, tail = FRAME.partition(b'"content":" weir"')
+    frames = []
+    for text in SPEECH[name] * 40:
+        said = [{"index": 0, "function": {"arguments": text}}] if delta == "tool_calls" else text
+        frames.append(b"%b%b%b" % (head, json.dumps({delta: said})[1:-1].encode(), tail))
+    idle = AnswerCounter(tokens.encoding("o200k_base"))
+
+    def stream(counter: AnswerCounter | None) -> float:
+        look, feed = (counter or idle).look, Frames(counter).feed
+        start = perf_counter_ns()
+        for frame in frames:
+            feed(frame)
+            look(False)
+        return (perf_counter_ns() - start) / len(frames)
+
+    with_ns: list[float] = []
+    added_ns: list[float] = []
+
+    def turn() -> None:
+        counter = AnswerCounter(tokens.encoding("o200k_base"))
+        with_ns.append(stream(counter))
+        added_ns.append(with_ns[-1] - stream(None))
+        assert counter.tokens > 0
+        assert not counter.estimated
+
+    benchmark.pedantic(turn, rounds=100, warmup_rounds=2)
+    if benchmark.stats is None:
+        return
+    added = statistics.median(added_ns)
+    benchmark.extra_info.update(added_ns=round(added, 1), with_ns=round(min(with_ns), 1), target_ns=COUNT_NS)
+    print(f"\n{benchmark.name:<36} adds {added:6.1f} ns a frame  with it {min(with_ns):.1f} ns", end="")
+    assert added <= COUNT_NS
 
 
 def test_frame_cut_in_two(benchmark: Any) -> None:

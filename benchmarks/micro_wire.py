@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from proxy import _wire as wire
+from proxy import tokens
+from proxy._scan import AnswerCounter
 from proxy._wire import Connection, Relay
 from proxy.upstreams.target import Target
 from tests.wire.rig import new_slot
@@ -75,7 +77,8 @@ class Setting:
         connection.connection_made(Cheap(self.near))  # type: ignore[arg-type]
         return connection
 
-    def relay(self, *, hide_usage: bool = False) -> Relay:
+    def relay(self, *, hide_usage: bool = False, counts: bool = False) -> Relay:
+        counter = AnswerCounter(tokens.encoding("o200k_base")) if counts else None
         return Relay(
             self.write,
             int,
@@ -91,6 +94,7 @@ class Setting:
             first_byte_ms=60_000,
             idle_ms=60_000,
             total_ms=60_000,
+            counter=counter,
         )
 
 
@@ -112,10 +116,11 @@ def report(benchmark: Any, what: str, calls: int) -> None:
     print(f"\n{what}: best {best_ns:.0f} ns, median {median_ns:.0f} ns")
 
 
+@pytest.mark.parametrize("counts", [False, True], ids=["bytes", "tokens"])
 @pytest.mark.parametrize("hide_usage", [False, True], ids=["forward", "hide"])
-def test_streamed_chunk(benchmark: Any, setting: Setting, hide_usage: bool) -> None:
-    """One read with one frame: llhttp, scan, counters, our chunk around it, one write."""
-    connection, relay = setting.connection(), setting.relay(hide_usage=hide_usage)
+def test_streamed_chunk(benchmark: Any, setting: Setting, hide_usage: bool, counts: bool) -> None:
+    """One read with one frame: llhttp, scan, tokens, counters, our chunk around it, one write."""
+    connection, relay = setting.connection(), setting.relay(hide_usage=hide_usage, counts=counts)
     connection.start(relay, b"x")
     connection.data_received(STREAM_HEAD)
 
@@ -183,12 +188,14 @@ def test_check_before_reuse(benchmark: Any, setting: Setting) -> None:
     connection.abort()
 
 
-def test_memory_of_open_streams(setting: Setting) -> None:
-    """A thousand open streams: relay, connection, parser and scanner, without sockets."""
+@pytest.mark.parametrize("counts", [False, True], ids=["bytes", "tokens"])
+def test_memory_of_open_streams(setting: Setting, counts: bool) -> None:
+    """A thousand open streams: relay, connection, parser, scanner and token counter, without sockets."""
+    tokens.encoding("o200k_base").count(b" weir")  # its table and its caches are shared by all
     before = resident_bytes()
     held = []
     for _ in range(STREAMS):
-        connection, relay = setting.connection(), setting.relay(hide_usage=True)
+        connection, relay = setting.connection(), setting.relay(hide_usage=True, counts=counts)
         connection.start(relay, b"x")
         connection.data_received(STREAM_HEAD + CHUNK)
         held.append((connection, relay))
