@@ -71,7 +71,7 @@ class Exact:
         self._family = family
 
     def inline(self, facts: Peek) -> bool:
-        return facts.text_bytes <= TEXT_BYTES_INLINE
+        return facts.count_bytes <= TEXT_BYTES_INLINE
 
     def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
         if self._family is not None:
