@@ -1,11 +1,8 @@
-/* The second step of counting: how many tokens byte-pair encoding makes of a piece.
+/* The second step of counting: how many tokens a piece has.
 
-   Most pieces are found: in a cache of short pieces, or whole in the vocabulary. The others are merged: the two
-   neighbours whose merged token has the lowest rank first, from the left where ranks are equal.
-
-   Long pieces are merged window by window. What makes that exact: a sequence of tokens is the encoding of its text if
-   each two neighbours are the encoding of theirs (the theorem behind github's rust-gems `bpe`). So where a token of one
-   window is also the first token of a window that begins with it, the two may be joined there. */
+   Most pieces are found: in a cache, or whole in the vocabulary. The others are merged. What takes the time is waiting
+   for memory, as neither caches nor table stay near a core that does other work in between; so pieces go through the
+   steps in batches, each step asking for what the next one reads, and up to WEIR_JOBS of them are merged in turns. */
 
 #ifndef WEIR_BPE_H
 #define WEIR_BPE_H
@@ -13,17 +10,16 @@
 #include <stdlib.h>
 
 #include "_ascii.h"
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
+#include "_merge.h"
 
 enum {
     WEIR_FRONT_BITS = 14, /* cached pieces up to 15 bytes: 256 KB */
     WEIR_BACK_BITS = 12,  /* cached pieces of 16 to 30 bytes: 128 KB */
+    WEIR_FRONT_BYTES = 15,
     WEIR_BACK_BYTES = 30,
-    WEIR_SPAN = 256,       /* bytes merged at once on the stack */
-    WEIR_SPAN_WIDE = 4096, /* where tokens are too long for that: 112 KB, made when first needed */
-    WEIR_BATCH = 32,         /* pieces looked up together, so that their cache misses overlap */
+    WEIR_JOB_BYTES = 64, /* longer pieces are merged by themselves */
+    WEIR_JOBS = 12,      /* merged in turns: about as many cache misses as a core has open at a time */
+    WEIR_BATCH = 32,
     WEIR_BATCH_MAX = WEIR_BATCH + WEIR_ASCII_BLOCK,
 };
 
@@ -42,302 +38,6 @@ typedef struct weir_encoding {
     struct weir_units_wide *wide; /* NULL until a long piece needs it */
 } weir_encoding;
 
-/* --- merging --- */
-
-/* A unit's rank and its place in one number, so that the least of many says where it is too. */
-enum { WEIR_PLACE_BITS = 12 };
-
-/* What is being merged: units in a row, each with the key of its merge with the next one. Above the keys stand the
-   least of each 16, and the least of each 16 of those. */
-typedef struct {
-    int32_t *key, *least, *top; /* top has 16 */
-    int32_t *id;
-    uint16_t *next, *before, *start; /* start: of the unit's bytes; next: of the last unit is the units' number */
-} weir_units;
-
-typedef struct weir_units_wide {
-    int32_t key[WEIR_SPAN_WIDE], least[WEIR_SPAN_WIDE / 16], top[16], id[WEIR_SPAN_WIDE];
-    uint16_t next[WEIR_SPAN_WIDE], before[WEIR_SPAN_WIDE], start[WEIR_SPAN_WIDE + 1];
-} weir_units_wide;
-
-static inline int32_t weir_keyed(int32_t rank, unsigned place) {
-    return rank == WEIR_NONE ? WEIR_NONE : (int32_t)((uint32_t)rank << WEIR_PLACE_BITS | place);
-}
-
-#if defined(__SSE2__)
-static inline __m128i weir_min_of(__m128i a, __m128i b) {
-    __m128i less = _mm_cmplt_epi32(a, b);
-    return _mm_or_si128(_mm_and_si128(less, a), _mm_andnot_si128(less, b));
-}
-
-static inline int32_t weir_min(const int32_t *r) {
-    const __m128i *a = (const __m128i *)r;
-    __m128i m = weir_min_of(_mm_loadu_si128(a), _mm_loadu_si128(a + 1));
-    m = weir_min_of(m, weir_min_of(_mm_loadu_si128(a + 2), _mm_loadu_si128(a + 3)));
-    m = weir_min_of(m, _mm_shuffle_epi32(m, 0x4E));
-    return _mm_cvtsi128_si32(weir_min_of(m, _mm_shuffle_epi32(m, 0xB1)));
-}
-#else
-static inline int32_t weir_min(const int32_t *r) {
-    int32_t least = r[0];
-    for (int i = 1; i < 16; i++) least = r[i] < least ? r[i] : least;
-    return least;
-}
-#endif
-
-/* The least of the first n keys, n a multiple of four. */
-static inline int32_t weir_min_few(const int32_t *r, unsigned n) {
-    int32_t a = r[0], b = r[1], c = r[2], d = r[3];
-    for (unsigned i = 4; i < n; i += 4) {
-        a = r[i] < a ? r[i] : a;
-        b = r[i + 1] < b ? r[i + 1] : b;
-        c = r[i + 2] < c ? r[i + 2] : c;
-        d = r[i + 3] < d ? r[i + 3] : d;
-    }
-    a = b < a ? b : a;
-    c = d < c ? d : c;
-    return c < a ? c : a;
-}
-
-/* Whether at a seam between two characters some token may take a part of one: then both start as bytes. */
-static inline int weir_seam(const weir_vocab *v, const uint8_t *text, size_t at, size_t n) {
-    uint32_t left = text[at - 1], right = text[at], near = left << 8 | right;
-    if (WEIR_LIKELY(!((v->seams[near >> 3] >> (near & 7)) & 1))) return 0;
-    if (at >= 2) {
-        uint64_t before = (((uint64_t)text[at - 2] << 16 | near) * WEIR_MIX_A) >> 48;
-        if (!((v->seams[8192 + (before >> 3)] >> (before & 7)) & 1)) return 0;
-    }
-    if (at + 1 < n) {
-        uint64_t after = (((uint64_t)near << 8 | text[at + 1]) * WEIR_MIX_A) >> 48;
-        if (!((v->seams[16384 + (after >> 3)] >> (after & 7)) & 1)) return 0;
-    }
-    return 1;
-}
-
-/* Splits text into the units that merging starts from; returns their number. A character that is a token is one unit
-   where its seams allow it; else its bytes are. */
-static inline unsigned weir_start(const weir_vocab *v, const uint8_t *text, size_t n, const weir_units *u) {
-    unsigned units = 0;
-    int cut = 0; /* the seam before `at` is one that needs bytes */
-    size_t at = 0;
-    while (at < n) {
-        uint8_t lead = text[at];
-        u->start[units] = (uint16_t)at;
-        if (lead >= 0xC2 && lead < 0xF0) {
-            size_t length = lead < 0xE0 ? 2 : 3, end = at + length;
-            if (end <= n && (text[at + 1] & 0xC0) == 0x80 && (length == 2 || (text[at + 2] & 0xC0) == 0x80) &&
-                (end == n || (text[end] & 0xC0) != 0x80)) {
-                int here = cut;
-                cut = end < n && weir_seam(v, text, end, n);
-                if (!here && !cut) {
-                    uint32_t point = length == 2 ? (lead & 31u) << 6 | (text[at + 1] & 63u)
-                                                 : (lead & 15u) << 12 | (text[at + 1] & 63u) << 6 | (text[at + 2] & 63u);
-                    int32_t id = v->chars[point];
-                    if (id != WEIR_NONE) {
-                        u->id[units++] = id;
-                        at = end;
-                        continue;
-                    }
-                }
-                for (; at < end; at++) {
-                    u->start[units] = (uint16_t)at;
-                    u->id[units++] = v->byte[text[at]];
-                }
-                continue;
-            }
-        }
-        u->id[units++] = v->byte[lead];
-        at++;
-        cut = at < n && text[at] >= 0xC0 && weir_seam(v, text, at, n);
-    }
-    u->start[units] = (uint16_t)n;
-    return units;
-}
-
-/* The rank of each unit's merge with the next one at the start. */
-static inline int32_t weir_first_rank(const weir_vocab *v, const uint8_t *text, const weir_units *u, unsigned i) {
-    unsigned at = u->start[i];
-    if (u->start[i + 2] - at == 2) return v->couple[text[at] << 8 | text[at + 1]];
-    return weir_pair(v, u->id[i], u->id[i + 1]);
-}
-
-/* Merges up to 16 units that are not one token together; returns the number of tokens. When two are left they stay. */
-static inline unsigned weir_merge_few(const weir_vocab *v, const uint8_t *text, const weir_units *u, unsigned units) {
-    unsigned left = units, i, most = (units + 2) & ~3u;
-    uint8_t next[20], before[20];
-    for (i = 0; i + 1 < units; i++) u->key[i] = weir_keyed(weir_first_rank(v, text, u, i), i);
-    for (; i < most; i++) u->key[i] = WEIR_NONE;
-    for (i = 0; i < units; i++) {
-        next[i] = (uint8_t)(i + 1);
-        before[i] = (uint8_t)(i - 1);
-    }
-    while (left > 2) {
-        int32_t least = weir_min_few(u->key, most), rank = least >> WEIR_PLACE_BITS;
-        if (least == WEIR_NONE) break;
-        unsigned at = (unsigned)least & ((1u << WEIR_PLACE_BITS) - 1), taken = next[at], after = next[taken];
-        left--;
-        u->id[at] = rank;
-        u->key[taken] = u->key[at] = WEIR_NONE;
-        next[at] = (uint8_t)after;
-        if (at > 0) {
-            unsigned last = before[at];
-            u->key[last] = weir_keyed(weir_pair(v, u->id[last], rank), last);
-        }
-        if (after < units) {
-            before[after] = (uint8_t)at;
-            u->key[at] = weir_keyed(weir_pair(v, rank, u->id[after]), at);
-        }
-    }
-    return left;
-}
-
-/* Merges n bytes (as many as the units have room for) and leaves the tokens linked from unit 0; returns their number.
-   `units_out` is the number of units at the start, which ends the chain. */
-static unsigned weir_merge_in(
-    const weir_vocab *v, const uint8_t *text, size_t n, const weir_units *u, unsigned *units_out
-) {
-    unsigned units = weir_start(v, text, n, u), left = units, blocks = (units + 15) / 16, tops = (blocks + 15) / 16, i;
-    *units_out = units;
-    for (i = 0; i < units; i++) {
-        u->next[i] = (uint16_t)(i + 1);
-        u->before[i] = (uint16_t)(i - 1);
-    }
-    for (i = 0; i + 1 < units; i++) u->key[i] = weir_keyed(weir_first_rank(v, text, u, i), i);
-    for (; i < blocks * 16; i++) u->key[i] = WEIR_NONE;
-    for (i = 0; i < blocks; i++) u->least[i] = weir_min(u->key + 16 * i);
-    for (; i < tops * 16; i++) u->least[i] = WEIR_NONE;
-    for (i = 0; i < tops; i++) u->top[i] = weir_min(u->least + 16 * i);
-    for (; i < 16; i++) u->top[i] = WEIR_NONE;
-    for (;;) {
-        int32_t least = tops == 1 ? u->top[0] : weir_min(u->top), rank = least >> WEIR_PLACE_BITS;
-        if (least == WEIR_NONE) break;
-        unsigned at = (unsigned)least & ((1u << WEIR_PLACE_BITS) - 1);
-        unsigned taken = u->next[at], after = u->next[taken], before = at > 0 ? u->before[at] : at;
-        u->id[at] = rank;
-        u->key[taken] = u->key[at] = WEIR_NONE;
-        u->next[at] = (uint16_t)after;
-        left--;
-        if (after < units) {
-            u->before[after] = (uint16_t)at;
-            u->key[at] = weir_keyed(weir_pair(v, rank, u->id[after]), at);
-        }
-        if (at > 0) u->key[before] = weir_keyed(weir_pair(v, u->id[before], rank), before);
-        unsigned block = at / 16, group = at / 256;
-        u->least[block] = weir_min(u->key + 16 * block);
-        if (taken / 16 != block) u->least[taken / 16] = weir_min(u->key + 16 * (taken / 16));
-        if (before / 16 != block) u->least[before / 16] = weir_min(u->key + 16 * (before / 16));
-        u->top[group] = weir_min(u->least + 16 * group);
-        if (tops == 1) continue;
-        if (taken / 256 != group) u->top[taken / 256] = weir_min(u->least + 16 * (taken / 256));
-        if (before / 256 != group) u->top[before / 256] = weir_min(u->least + 16 * (before / 256));
-    }
-    return left;
-}
-
-/* Where a window may be joined to the next. */
-typedef struct {
-    size_t first_bytes;          /* its first token */
-    size_t start, bytes, tokens; /* the last token that begins before `keep`, and the number of tokens before it */
-} weir_joint;
-
-static void weir_find_joint(const weir_units *u, unsigned units, size_t keep, weir_joint *joint) {
-    unsigned at = 0, tokens = 0;
-    joint->first_bytes = u->start[u->next[0]];
-    while (u->next[at] < units && u->start[u->next[at]] < keep) {
-        at = u->next[at];
-        tokens++;
-    }
-    joint->start = u->start[at];
-    joint->bytes = (size_t)u->start[u->next[at]] - joint->start;
-    joint->tokens = tokens;
-}
-
-/* The tokens of a piece, merged in windows of so many bytes; -1 where two windows could not be joined. */
-static int64_t weir_merge_windows(
-    const weir_vocab *v, const uint8_t *text, size_t n, size_t window, size_t keep, const weir_units *u
-) {
-    weir_joint joint = {0, 0, 0, 0};
-    size_t at = 0, expected = 0;
-    int64_t tokens = 0;
-    unsigned units;
-    while (n - at > window) {
-        /* The text of the window before once more has its result once more: runs cost a comparison. */
-        if (joint.start == 0 || memcmp(text + at - joint.start, text + at, window) != 0) {
-            weir_merge_in(v, text + at, window, u, &units);
-            weir_find_joint(u, units, keep, &joint);
-        }
-        if (joint.start == 0 || (at > 0 && joint.first_bytes != expected)) return -1;
-        tokens += (int64_t)joint.tokens;
-        at += joint.start;
-        expected = joint.bytes;
-    }
-    tokens += weir_merge_in(v, text + at, n - at, u, &units);
-    return at == 0 || u->start[u->next[0]] == expected ? tokens : -1;
-}
-
-/* The tokens of up to 256 bytes, merged on the stack; of more, window by window, or -1. */
-static int64_t weir_merge(const weir_vocab *v, const uint8_t *text, size_t n) {
-    int32_t key[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
-    uint16_t next[WEIR_SPAN], before[WEIR_SPAN], start[WEIR_SPAN + 1];
-    weir_units u = {key, least, top, id, next, before, start};
-    return weir_merge_windows(v, text, n, WEIR_SPAN, WEIR_SPAN - 48, &u);
-}
-
-/* The tokens of a piece of up to 30 bytes that is not one token. */
-static unsigned weir_merge_short(const weir_vocab *v, const uint8_t *text, size_t n) {
-    int32_t key[32], least[16], top[16], id[32];
-    uint16_t next[32], before[32], start[33];
-    weir_units u = {key, least, top, id, next, before, start};
-    unsigned units = weir_start(v, text, n, &u);
-    return units <= 16 ? weir_merge_few(v, text, &u, units) : weir_merge_in(v, text, n, &u, &units);
-}
-
-/* Whether the bytes are one token, however many. */
-static int weir_token(const weir_vocab *v, const uint8_t *text, size_t n) {
-    if (n == 1) return 1;
-    return n <= 15 ? weir_known(v, weir_key_of(text, n, n), n) : weir_known_long(v, text, n);
-}
-
-/* The tokens of any piece without windows: of each beginning of it, the last token is the one that stands well beside
-   the last token of what is before it. Needs the memory of one token's length, and a lot of time. */
-static int64_t weir_merge_slowly(const weir_vocab *v, const uint8_t *text, size_t n) {
-    enum { RING = 2 * WEIR_TOKEN_MAX };
-    struct {
-        int64_t tokens;
-        size_t last;
-    } ring[RING] = {{0, 0}};
-    int32_t key[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
-    uint16_t next[WEIR_SPAN], before[WEIR_SPAN], start[WEIR_SPAN + 1];
-    weir_units u = {key, least, top, id, next, before, start};
-    for (size_t end = 1; end <= n; end++) {
-        size_t bytes = end < v->long_max ? end : v->long_max;
-        for (; bytes > 1; bytes--) {
-            size_t last = ring[(end - bytes) % RING].last;
-            unsigned units;
-            if (!weir_token(v, text + end - bytes, bytes)) continue;
-            if (last == 0) break;
-            if (weir_merge_in(v, text + end - bytes - last, bytes + last, &u, &units) == 2 && start[next[0]] == last) break;
-        }
-        ring[end % RING].tokens = ring[(end - bytes) % RING].tokens + 1;
-        ring[end % RING].last = bytes;
-    }
-    return ring[n % RING].tokens;
-}
-
-/* The tokens of a piece of more than 256 bytes; -1 without memory. Where windows of 256 bytes cannot be joined, those
-   of 4,096 can, and where those cannot, which no text is known to show, a search without windows ends it. */
-static int64_t weir_merge_long(weir_encoding *e, const uint8_t *text, size_t n) {
-    int64_t tokens = weir_merge(e->v, text, n);
-    if (tokens >= 0) return tokens;
-    if (e->wide == NULL && (e->wide = malloc(sizeof *e->wide)) == NULL) return -1;
-    weir_units_wide *w = e->wide;
-    weir_units u = {w->key, w->least, w->top, w->id, w->next, w->before, w->start};
-    tokens = weir_merge_windows(e->v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, &u);
-    return tokens >= 0 ? tokens : weir_merge_slowly(e->v, text, n);
-}
-
-/* --- pieces --- */
-
 /* The caches of an encoding; 0 or -1 without memory. The vocabulary stays the caller's. */
 static int weir_encoding_start(weir_encoding *e, const weir_vocab *v) {
     e->v = v;
@@ -354,45 +54,136 @@ static void weir_encoding_end(weir_encoding *e) {
     memset(e, 0, sizeof *e);
 }
 
-static inline uint64_t weir_front_home(weir_key key) {
-    return ((key.low ^ (key.high * WEIR_MIX_B)) * WEIR_MIX_A) >> (64 - WEIR_FRONT_BITS);
-}
+/* --- merging in turns --- */
 
-/* A short piece that the cache did not have: its tokens, and into the cache. */
-static unsigned weir_count_short(weir_encoding *e, weir_front *slot, weir_key key, const uint8_t *text, size_t n) {
-    uint64_t tokens = n == 1 || weir_known(e->v, key, n) ? 1 : n == 2 ? 2 : weir_merge_short(e->v, text, n);
-    slot->low = key.low;
-    slot->high = key.high | tokens << 60;
-    return (unsigned)tokens;
-}
-
-/* The tokens of a piece of more than 15 bytes; -1 without memory. */
-static int64_t weir_count_long(weir_encoding *e, const uint8_t *text, size_t n) {
-    if (n > WEIR_BACK_BYTES) {
-        if (weir_known_long(e->v, text, n)) return 1;
-        return n <= WEIR_SPAN ? weir_merge(e->v, text, n) : weir_merge_long(e, text, n);
-    }
-    uint64_t a, b, c;
-    memcpy(&a, text, 8);
-    memcpy(&b, text + 8, 8);
-    memcpy(&c, text + n - 8, 8);
-    uint64_t mixed = ((a * WEIR_MIX_A) ^ (b + n) ^ (c * WEIR_MIX_B)) * WEIR_MIX_A;
-    weir_back *slot = e->back + (((mixed ^ (mixed >> 29)) * WEIR_MIX_B) >> (64 - WEIR_BACK_BITS));
-    if (slot->bytes == n && memcmp(slot->text, text, n) == 0) return slot->tokens;
-    slot->tokens = weir_known_long(e->v, text, n) ? 1 : (uint8_t)weir_merge_short(e->v, text, n);
-    slot->bytes = (uint8_t)n;
-    memcpy(slot->text, text, n);
-    return slot->tokens;
-}
-
+/* A piece on its way through the batch, and through the merge if it comes to that. */
 typedef struct {
     const uint8_t *text;
     size_t n;
-    weir_key key;
-    weir_front *slot;
+    weir_key key;   /* up to 15 bytes; of longer ones `low` is the vocabulary's hash */
+    weir_front *front; /* its place in a cache, or neither */
+    weir_back *back;
 } weir_held;
 
-/* Pieces that wait to be looked up together. */
+typedef struct {
+    weir_held piece;
+    unsigned units, left, blocks;
+    enum { WEIR_J_FILTER, WEIR_J_SLOT, WEIR_J_MERGE_FILTER, WEIR_J_MERGE_SLOT } step;
+    uint64_t asked;     /* bits of the units whose pair is being looked up */
+    unsigned place[2];  /* while merging: units whose pair is being looked up */
+    int32_t key[WEIR_JOB_BYTES], id[WEIR_JOB_BYTES];
+    uint8_t next[WEIR_JOB_BYTES], before[WEIR_JOB_BYTES];
+} weir_job;
+
+/* The least key, and what it says: merges that pair and asks for those with the neighbours. 0 when nothing is left. */
+static inline int weir_job_merge(const weir_vocab *v, weir_job *j) {
+    int32_t least = weir_min(j->key);
+    for (unsigned i = 1; i < j->blocks; i++) {
+        int32_t other = weir_min(j->key + 16 * i);
+        least = other < least ? other : least;
+    }
+    if (least == WEIR_NONE) return 0;
+    int32_t rank = least >> WEIR_PLACE_BITS;
+    unsigned at = (unsigned)least & (WEIR_JOB_BYTES - 1), taken = j->next[at], after = j->next[taken];
+    /* The whole piece is not one token, so two that are left stay two. */
+    if (--j->left == 2) return 0;
+    j->id[at] = rank;
+    j->key[taken] = j->key[at] = WEIR_NONE;
+    j->next[at] = (uint8_t)after;
+    j->place[0] = j->place[1] = WEIR_JOB_BYTES;
+    if (at > 0) {
+        j->place[0] = j->before[at];
+        __builtin_prefetch(weir_filter_of(v, weir_pair_key(j->id[j->place[0]], rank)));
+    }
+    if (after < j->units) {
+        j->before[after] = (uint8_t)at;
+        j->place[1] = at;
+        __builtin_prefetch(weir_filter_of(v, weir_pair_key(rank, j->id[after])));
+    }
+    j->step = WEIR_J_MERGE_FILTER;
+    return 1;
+}
+
+/* Splits a piece of 2 to 64 bytes into units and asks for their pairs. */
+static inline void weir_job_start(const weir_vocab *v, weir_job *j, const weir_held *piece) {
+    uint16_t start[WEIR_JOB_BYTES + 1];
+    weir_units u = {.id = j->id, .start = start};
+    const uint8_t *text = piece->text;
+    unsigned units = weir_start(v, text, piece->n, &u), i;
+    j->piece = *piece;
+    j->units = j->left = units;
+    j->blocks = (units + 15) / 16;
+    j->asked = 0;
+    for (i = 0; i + 1 < units; i++) {
+        unsigned at = start[i];
+        j->next[i] = (uint8_t)(i + 1);
+        j->before[i + 1] = (uint8_t)i;
+        if (start[i + 2] - at == 2) {
+            j->key[i] = weir_keyed(v->couple[text[at] << 8 | text[at + 1]], i);
+        } else {
+            j->asked |= 1ull << i;
+            __builtin_prefetch(weir_filter_of(v, weir_pair_key(j->id[i], j->id[i + 1])));
+        }
+    }
+    j->next[i] = (uint8_t)units;
+    for (; i < j->blocks * 16; i++) j->key[i] = WEIR_NONE;
+    j->step = WEIR_J_FILTER;
+}
+
+/* One step, up to the next wait for memory. 0 when the piece is merged. */
+static inline int weir_job_step(const weir_vocab *v, weir_job *j) {
+    uint64_t rest, key;
+    unsigned wait = 0;
+    switch (j->step) {
+    case WEIR_J_FILTER:
+        for (rest = j->asked; rest; rest &= rest - 1) {
+            unsigned i = (unsigned)__builtin_ctzll(rest);
+            key = weir_pair_key(j->id[i], j->id[i + 1]);
+            if (weir_filtered(v, key)) {
+                j->key[i] = WEIR_NONE;
+                j->asked &= ~(1ull << i);
+            } else {
+                __builtin_prefetch(weir_slot_of(v, key));
+            }
+        }
+        j->step = WEIR_J_SLOT;
+        if (j->asked) return 1;
+        return weir_job_merge(v, j);
+    case WEIR_J_SLOT:
+        for (rest = j->asked; rest; rest &= rest - 1) {
+            unsigned i = (unsigned)__builtin_ctzll(rest);
+            j->key[i] = weir_keyed(weir_slot_rank(v, weir_pair_key(j->id[i], j->id[i + 1])), i);
+        }
+        return weir_job_merge(v, j);
+    case WEIR_J_MERGE_FILTER:
+        for (int side = 0; side < 2; side++) {
+            unsigned i = j->place[side];
+            if (i == WEIR_JOB_BYTES) continue;
+            key = weir_pair_key(j->id[i], j->id[j->next[i]]);
+            if (weir_filtered(v, key)) {
+                j->key[i] = WEIR_NONE;
+                j->place[side] = WEIR_JOB_BYTES;
+            } else {
+                __builtin_prefetch(weir_slot_of(v, key));
+                wait = 1;
+            }
+        }
+        j->step = WEIR_J_MERGE_SLOT;
+        if (wait) return 1;
+        return weir_job_merge(v, j);
+    case WEIR_J_MERGE_SLOT:
+    default:
+        for (int side = 0; side < 2; side++) {
+            unsigned i = j->place[side];
+            if (i != WEIR_JOB_BYTES)
+                j->key[i] = weir_keyed(weir_slot_rank(v, weir_pair_key(j->id[i], j->id[j->next[i]])), i);
+        }
+        return weir_job_merge(v, j);
+    }
+}
+
+/* --- the batch --- */
+
 typedef struct {
     weir_encoding *e;
     int64_t tokens;
@@ -400,38 +191,131 @@ typedef struct {
     weir_held piece[WEIR_BATCH_MAX];
 } weir_batch;
 
-/* Takes a piece: a short one waits, a longer one is counted. -1 without memory. */
-static inline int weir_take(weir_batch *b, const uint8_t *text, size_t n, size_t readable) {
-    if (WEIR_LIKELY(n <= 15)) {
-        weir_held *piece = b->piece + b->held++;
-        piece->text = text;
-        piece->n = n;
-        piece->key = weir_key_of(text, n, readable);
-        piece->slot = b->e->front + weir_front_home(piece->key);
-        __builtin_prefetch(piece->slot);
-        return 0;
-    }
-    int64_t tokens = weir_count_long(b->e, text, n);
-    b->tokens += tokens;
-    return tokens < 0 ? -1 : 0;
+static inline weir_front *weir_front_of(const weir_encoding *e, weir_key key) {
+    return e->front + (((key.low ^ (key.high * WEIR_MIX_B)) * WEIR_MIX_A) >> (64 - WEIR_FRONT_BITS));
 }
 
-static inline void weir_look_up(weir_batch *b) {
+static inline weir_back *weir_back_of(const weir_encoding *e, const uint8_t *text, size_t n) {
+    uint64_t a, b, c;
+    memcpy(&a, text, 8);
+    memcpy(&b, text + 8, 8);
+    memcpy(&c, text + n - 8, 8);
+    uint64_t mixed = ((a * WEIR_MIX_A) ^ (b + n) ^ (c * WEIR_MIX_B)) * WEIR_MIX_A;
+    return e->back + (((mixed ^ (mixed >> 29)) * WEIR_MIX_B) >> (64 - WEIR_BACK_BITS));
+}
+
+/* The tokens of a piece that is too long for the batch; -1 without memory. Where windows of 256 bytes cannot be joined,
+   those of 4,096 can, and where those cannot, which no text is known to show, a search without windows ends it. */
+static int64_t weir_count_long(weir_encoding *e, const uint8_t *text, size_t n) {
+    const weir_vocab *v = e->v;
+    if (n <= v->long_max && weir_known_long(v, text, n, weir_long_hash(text, n))) return 1;
+    int64_t tokens = weir_merge(v, text, n);
+    if (tokens >= 0) return tokens;
+    if (e->wide == NULL && (e->wide = malloc(sizeof *e->wide)) == NULL) return -1;
+    weir_units_wide *w = e->wide;
+    weir_units u = {w->key, w->least, w->top, w->id, w->next, w->before, w->start};
+    tokens = weir_merge_windows(v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, &u);
+    return tokens >= 0 ? tokens : weir_merge_slowly(v, text, n);
+}
+
+/* Takes a piece: it waits, or is counted if it is long. -1 without memory. */
+static inline int weir_take(weir_batch *b, const uint8_t *text, size_t n, size_t readable) {
+    weir_held *piece = b->piece + b->held;
+    if (WEIR_LIKELY(n <= WEIR_FRONT_BYTES)) {
+        piece->key = weir_key_of(text, n, readable);
+        piece->front = weir_front_of(b->e, piece->key);
+        __builtin_prefetch(piece->front);
+    } else if (n <= WEIR_JOB_BYTES) {
+        piece->front = NULL;
+        piece->back = n <= WEIR_BACK_BYTES ? weir_back_of(b->e, text, n) : NULL;
+        __builtin_prefetch(piece->back);
+    } else {
+        int64_t tokens = weir_count_long(b->e, text, n);
+        b->tokens += tokens;
+        return tokens < 0 ? -1 : 0;
+    }
+    piece->text = text;
+    piece->n = n;
+    b->held++;
+    return 0;
+}
+
+/* What a piece came to, into the sum and the cache. */
+static inline void weir_settle(weir_batch *b, const weir_held *piece, unsigned tokens) {
+    b->tokens += tokens;
+    if (piece->front) {
+        piece->front->low = piece->key.low;
+        piece->front->high = piece->key.high | (uint64_t)tokens << 60;
+    } else if (piece->back) {
+        memcpy(piece->back->text, piece->text, piece->n);
+        piece->back->bytes = (uint8_t)piece->n;
+        piece->back->tokens = (uint8_t)tokens;
+    }
+}
+
+/* Merges a few pieces, each in its turn. */
+static void weir_merge_jobs(weir_batch *b, weir_job *jobs, unsigned count) {
+    uint8_t order[WEIR_JOBS];
+    for (unsigned i = 0; i < count; i++) order[i] = (uint8_t)i;
+    while (count) {
+        for (unsigned i = 0; i < count;) {
+            weir_job *j = jobs + order[i];
+            if (weir_job_step(b->e->v, j)) {
+                i++;
+                continue;
+            }
+            weir_settle(b, &j->piece, j->left);
+            order[i] = order[--count];
+        }
+    }
+}
+
+/* Counts what waits in the batch. */
+static void weir_look_up(weir_batch *b) {
     const weir_vocab *v = b->e->v;
-    unsigned missed = 0;
+    unsigned missed = 0, count = 0;
     for (unsigned i = 0; i < b->held; i++) {
         weir_held *piece = b->piece + i;
-        if (WEIR_LIKELY(piece->slot->low == piece->key.low && (piece->slot->high << 4) == (piece->key.high << 4))) {
-            b->tokens += (int64_t)(piece->slot->high >> 60);
-            continue;
+        if (WEIR_LIKELY(piece->front != NULL)) {
+            const weir_front *front = piece->front;
+            if (WEIR_LIKELY(front->low == piece->key.low && front->high << 4 == piece->key.high << 4)) {
+                b->tokens += (int64_t)(front->high >> 60);
+                continue;
+            }
+            if (piece->n == 1) {
+                weir_settle(b, piece, 1);
+                continue;
+            }
+            if (piece->n <= 7) __builtin_prefetch(v->shorts + weir_short_home(v, piece->key));
+            else __builtin_prefetch(v->middles + 2 * weir_middle_home(v, piece->key));
+        } else {
+            const weir_back *back = piece->back;
+            if (back && back->bytes == piece->n && memcmp(back->text, piece->text, piece->n) == 0) {
+                b->tokens += back->tokens;
+                continue;
+            }
+            piece->key.low = weir_long_hash(piece->text, piece->n);
+            __builtin_prefetch(v->longs + 2 * weir_long_home(v, piece->key.low));
         }
-        if (piece->n <= 7) __builtin_prefetch(v->shorts + weir_short_home(v, piece->key));
-        else __builtin_prefetch(v->middles + 2 * weir_middle_home(v, piece->key));
         b->piece[missed++] = *piece;
     }
-    for (unsigned i = 0; i < missed; i++)
-        b->tokens += weir_count_short(b->e, b->piece[i].slot, b->piece[i].key, b->piece[i].text, b->piece[i].n);
     b->held = 0;
+    if (!missed) return;
+    weir_job jobs[WEIR_JOBS];
+    for (unsigned i = 0; i < missed; i++) {
+        const weir_held *piece = b->piece + i;
+        int known = piece->front ? weir_known(v, piece->key, piece->n)
+                                 : weir_known_long(v, piece->text, piece->n, piece->key.low);
+        if (known || piece->n == 2) {
+            weir_settle(b, piece, known ? 1 : 2);
+            continue;
+        }
+        weir_job_start(v, jobs + count, piece);
+        if (++count < WEIR_JOBS) continue;
+        weir_merge_jobs(b, jobs, count);
+        count = 0;
+    }
+    weir_merge_jobs(b, jobs, count);
 }
 
 /* Counts pieces; unless `whole`, only up to the first whose end is open. *used is how far. -1 without memory. */

@@ -104,9 +104,16 @@ cdef extern from "_stream.h":
 
 cdef extern from *:
     """
+    #include <sys/mman.h>
+    #ifdef MAP_POPULATE
+    #define WEIR_POPULATE MAP_POPULATE
+    #else
+    #define WEIR_POPULATE 0
+    #endif
     static inline uint64_t weir_raise(uint64_t *word) { return __atomic_add_fetch(word, 1, __ATOMIC_SEQ_CST); }
     """
     uint64_t weir_raise(uint64_t* word) nogil
+    const int WEIR_POPULATE
 
 RATE_REQUESTS = 0
 RATE_TOKENS = 1

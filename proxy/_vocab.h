@@ -126,12 +126,27 @@ static const char *weir_vocab_open(weir_vocab *v, const uint8_t *base, size_t si
     return NULL;
 }
 
-/* The token that two neighbours merge into, or WEIR_NONE. */
-static inline int32_t weir_pair(const weir_vocab *v, int32_t left, int32_t right) {
-    uint64_t key = ((uint64_t)(uint32_t)left << WEIR_ID_BITS) | (uint32_t)right, mixed = key * WEIR_MIX_A;
-    uint64_t bit = mixed >> (64 - WEIR_FILTER_BITS), mask = (1ull << (64 - v->pair_shift)) - 1;
-    if (!((v->filter[bit >> 3] >> (bit & 7)) & 1)) return WEIR_NONE;
-    uint64_t at = mixed >> v->pair_shift;
+/* A pair of neighbours; the byte of the filter and the slot where the pair is looked for. */
+static inline uint64_t weir_pair_key(int32_t left, int32_t right) {
+    return ((uint64_t)(uint32_t)left << WEIR_ID_BITS) | (uint32_t)right;
+}
+
+static inline const uint8_t *weir_filter_of(const weir_vocab *v, uint64_t key) {
+    return v->filter + (key * WEIR_MIX_A >> (64 - WEIR_FILTER_BITS + 3));
+}
+
+/* Whether there is no such pair for certain. */
+static inline int weir_filtered(const weir_vocab *v, uint64_t key) {
+    return !(*weir_filter_of(v, key) >> (key * WEIR_MIX_A >> (64 - WEIR_FILTER_BITS) & 7) & 1);
+}
+
+static inline const uint64_t *weir_slot_of(const weir_vocab *v, uint64_t key) {
+    return v->pair + (key * WEIR_MIX_A >> v->pair_shift);
+}
+
+/* The token that a pair which the filter lets pass merges into, or WEIR_NONE. */
+static inline int32_t weir_slot_rank(const weir_vocab *v, uint64_t key) {
+    uint64_t at = key * WEIR_MIX_A >> v->pair_shift, mask = (1ull << (64 - v->pair_shift)) - 1;
     for (uint32_t probe = 0; probe <= v->probes; probe++) {
         uint64_t slot = v->pair[at];
         if ((slot >> WEIR_ID_BITS) == key) return (int32_t)(slot & ((1u << WEIR_ID_BITS) - 1));
@@ -139,6 +154,12 @@ static inline int32_t weir_pair(const weir_vocab *v, int32_t left, int32_t right
         at = (at + 1) & mask;
     }
     return WEIR_NONE;
+}
+
+/* The token that two neighbours merge into, or WEIR_NONE. */
+static inline int32_t weir_pair(const weir_vocab *v, int32_t left, int32_t right) {
+    uint64_t key = weir_pair_key(left, right);
+    return weir_filtered(v, key) ? WEIR_NONE : weir_slot_rank(v, key);
 }
 
 /* Up to 15 bytes and their number as two words: how short pieces are compared, hashed and remembered. */
@@ -195,21 +216,35 @@ static inline int weir_known(const weir_vocab *v, weir_key key, size_t n) {
     return 0;
 }
 
-/* Whether more than 15 bytes are one token. */
-static int weir_known_long(const weir_vocab *v, const uint8_t *text, size_t n) {
-    if (n > v->long_max) return 0;
+/* Of more than 15 bytes: eight at a time, the last word filled with zeros. */
+static inline uint64_t weir_long_hash(const uint8_t *text, size_t n) {
     uint64_t mixed = (uint64_t)n * WEIR_MIX_B, word;
-    for (size_t i = 0; i < n; i += 8) {
-        word = 0;
-        memcpy(&word, text + i, n - i < 8 ? n - i : 8);
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        memcpy(&word, text + i, 8);
         mixed = (mixed ^ word) * WEIR_MIX_A;
         mixed ^= mixed >> 29;
     }
-    uint64_t at = ((mixed ^ (mixed >> 32)) * WEIR_MIX_A) >> v->long_shift, mask = (1ull << (64 - v->long_shift)) - 1;
+    if (i < n) {
+        word = 0;
+        memcpy(&word, text + i, n - i);
+        mixed = (mixed ^ word) * WEIR_MIX_A;
+        mixed ^= mixed >> 29;
+    }
+    return mixed;
+}
+
+static inline uint64_t weir_long_home(const weir_vocab *v, uint64_t hash) {
+    return ((hash ^ (hash >> 32)) * WEIR_MIX_A) >> v->long_shift;
+}
+
+/* Whether more than 15 bytes with this hash are one token. */
+static int weir_known_long(const weir_vocab *v, const uint8_t *text, size_t n, uint64_t hash) {
+    uint64_t at = weir_long_home(v, hash), mask = (1ull << (64 - v->long_shift)) - 1;
     for (uint32_t probe = 0; probe <= v->probes; probe++, at = (at + 1) & mask) {
         const uint64_t *slot = v->longs + 2 * at;
         if (slot[1] == 0) return 0;
-        if (slot[0] != mixed || slot[1] >> 32 != n) continue;
+        if (slot[0] != hash || slot[1] >> 32 != n) continue;
         uint64_t place = (uint32_t)slot[1];
         if (place + n <= v->text_bytes && memcmp(v->text + place, text, n) == 0) return 1;
     }
