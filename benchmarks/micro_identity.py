@@ -52,12 +52,12 @@ def known_tokens(arena: Arena, count: int) -> tuple[Tokens, list[bytes]]:
     async def fetch(_: Any) -> dict[str, Any]:
         return key_set(jwk("rsa"))
 
-    async def enabled(_: str, __: str) -> bool:
-        return False
+    async def disabled_among(_: object) -> set[tuple[str, str]]:
+        return set()
 
     async def verify() -> Tokens:
         issuers = Issuers(Told(), fetch)
-        tokens = Tokens(arena, issuers, enabled)
+        tokens = Tokens(arena, issuers, disabled_among)
         tokens.adopt({"corp": issuer()})
         for each in made:
             await tokens.look_up(each, None)

@@ -75,7 +75,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
         CallMetrics(counters),
         lines,
         strict=journal.durability == "strict",
-        tokens=Tokens(epoch.arena, issuers, lambda issuer, subject: user_disabled(store, issuer, subject)),
+        tokens=Tokens(epoch.arena, issuers, store.disabled_among),
     )
 
     front = Front(loop, serve, house)
@@ -98,12 +98,6 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
         counters.close()
         await store.close()
         log.info("drained after %.1f s", (now_ns() - started_ns) / 1e9)
-
-
-async def user_disabled(store: Store, issuer: str, subject: str) -> bool:
-    """Whether the user that an issuer calls by this name may no longer call. One that nobody knows may."""
-    user = await store.user_by_identity(issuer, subject)
-    return user is not None and user.disabled_us is not None
 
 
 def read_policy(data_dir: Path) -> Policy:

@@ -115,6 +115,8 @@ class Worker:
         """After a change of keys, asks the database about those known here before their callers have to wait for it."""
         while True:
             await self._house.keys.renew()
+            if self._house.tokens is not None:
+                await self._house.tokens.renew()
             await asyncio.sleep(bounds.KEYS_RENEW_SECONDS)
 
     def _say(self, word: int, value: int) -> None:

@@ -50,6 +50,11 @@ class Person(Struct, frozen=True):
     expires_us: int  # skew included
     groups_left_out: bool  # the issuer had more groups than a token holds, and sent none
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Issuer and subject: together they are one user, apart they are nobody."""
+        return self.issuer, self.subject
+
     def principal(self, tenant: str) -> Principal:
         """The caller, in one of its tenants."""
         return Principal(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from hashlib import sha256
+from itertools import islice
 
 from jwt import PyJWS
 from jwt.exceptions import PyJWTError
@@ -31,6 +32,8 @@ log = logging.getLogger("weir.identity")
 _FOR_EVER = frozenset({"token_malformed", "token_signature", "token_audience", "token_claim"})
 _WARN_NS = 60_000_000_000  # between two lines about groups that were left out
 _jws = PyJWS()
+
+Identity = tuple[str, str]  # issuer and subject
 
 
 class Verified:
@@ -58,15 +61,21 @@ class Verified:
 
 
 class Tokens:
-    """The tokens a worker knows. disabled: whether the user (issuer, subject) may no longer call, by the database."""
+    """The tokens a worker knows. disabled_among: those of some users who may no longer call, by the database."""
 
-    def __init__(self, arena: Arena, issuers: Issuers, disabled: Callable[[str, str], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        issuers: Issuers,
+        disabled_among: Callable[[Sequence[Identity]], Awaitable[Collection[Identity]]],
+    ) -> None:
         self._arena = arena
         self._issuers = issuers
-        self._disabled = disabled
+        self._disabled_among = disabled_among
         self._verified: OrderedDict[bytes, Verified] = OrderedDict()
         self._refused: OrderedDict[bytes, Refusal] = OrderedDict()
         self._warned_ns = -_WARN_NS
+        self._renewed = arena.word(board.KEYS_GENERATION)  # nothing is known yet that could be older
 
     def __repr__(self) -> str:
         return f"[Tokens: {len(self._verified)} verified, {len(self._refused)} refused, {self._issuers!r}]"
@@ -115,7 +124,7 @@ class Tokens:
         generation = self._arena.word(board.KEYS_GENERATION)
         who = found.person
         try:
-            disabled = await self._disabled(who.issuer, who.subject)
+            disabled = await self._disabled_among([who.identity])
         except Exception as error:
             raise Refusal("store_unavailable") from error
         if disabled:
@@ -124,6 +133,31 @@ class Tokens:
             raise refusal("token_expired")
         known = found.known[tenant] = Known(who.principal(tenant), generation)
         return known
+
+    async def renew(self) -> None:
+        """After a change of keys or users: asks about the users of known tokens again, before their next requests do.
+
+        As with keys: a change made shortly before the database goes away leaves only the disabled ones unusable, and
+        whoever could not be asked about stays stale. Call it again; it is quick when there is nothing to do.
+        """
+        generation = self._arena.word(board.KEYS_GENERATION)
+        if generation == self._renewed:
+            return
+        latest: dict[Identity, list[Known]] = {}
+        for found in islice(reversed(self._verified.values()), bounds.KEYS_RENEWED_MAX):
+            latest.setdefault(found.person.identity, []).extend(found.known.values())
+        identities = list(latest)
+        for start in range(0, len(identities), bounds.KEYS_RENEWED_AT_ONCE):
+            some = identities[start : start + bounds.KEYS_RENEWED_AT_ONCE]
+            try:
+                disabled = await self._disabled_among(some)
+            except Exception:
+                return
+            for identity in some:
+                for known in latest[identity] if identity not in disabled else ():
+                    # One that was looked up after this is told by more than this was.
+                    known.generation = max(known.generation, generation)
+        self._renewed = generation
 
     async def _verify(self, token: bytes, digest: bytes) -> Verified:
         try:

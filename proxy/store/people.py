@@ -6,12 +6,13 @@ database keeps digests alone. As with keys, each change is judged, made and reco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import Row, and_, delete, func, insert, select, update
+from sqlalchemy import Row, and_, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
@@ -122,6 +123,14 @@ class People(Auditing):
         async with self.reading() as connection:
             row = (await connection.execute(query)).first()
         return None if row is None else User(**values_of(row))
+
+    async def disabled_among(self, identities: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of these (issuer, subject) whose person may no longer call. Whom nobody knows may."""
+        query = select(users.c.issuer, users.c.subject).where(
+            users.c.disabled_us.is_not(None), tuple_(users.c.issuer, users.c.subject).in_(identities)
+        )
+        async with self.reading() as connection:
+            return {(row.issuer, row.subject) for row in await connection.execute(query)}
 
     # --- roles ---
 

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -157,7 +157,8 @@ class Desk:
         self.looked_up = 0
         self.told = Told()
         self.issuers = Issuers(self.told, self.fetch)
-        self.tokens = Tokens(arena, self.issuers, self.is_disabled)
+        self.away = False  # the database
+        self.tokens = Tokens(arena, self.issuers, self.disabled_among)
 
     async def fetch(self, issuer: Issuer) -> Json:
         self.fetched.append(issuer.name)
@@ -168,9 +169,11 @@ class Desk:
             raise said
         return dict(said)
 
-    async def is_disabled(self, issuer: str, subject: str) -> bool:
+    async def disabled_among(self, identities: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        if self.away:
+            raise OSError("away")
         self.looked_up += 1
-        return (issuer, subject) in self.disabled
+        return self.disabled & set(identities)
 
     async def identify(self, token: bytes, tenant: str | None = None) -> Known:
         """As the journey does it: from memory, or else looked up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,17 +305,17 @@ def test_a_change_during_the_look_up_is_not_missed(tmp_path: Path) -> None:
 
     async def story() -> None:
         async with desk(tmp_path) as made:
+            truly = made.disabled_among
 
-            async def slow(subject_issuer: str, subject: str) -> bool:
+            async def late(identities: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+                said = await truly(identities)
+                made.disabled.add((ISSUER, "u-1"))  # committed just after the answer was worked out
                 made.arena.raise_word(board.KEYS_GENERATION)
-                return len(calls) > 1 or bool(calls.append(subject))
+                return said
 
-            calls: list[str] = []
-            made.tokens._disabled = slow
+            made.tokens._disabled_among = late
             said = token()
             assert await made.code(said) == ""
-            assert await made.code(said) == ""
-            calls.append("now")
             assert await made.code(said) == "token_revoked"
 
     asyncio.run(story())
@@ -328,14 +328,55 @@ def test_the_database_is_away(tmp_path: Path) -> None:
         async with desk(tmp_path) as made:
             known = token()
             await made.identify(known)
-
-            async def away(subject_issuer: str, subject: str) -> bool:
-                raise OSError("away")
-
-            made.tokens._disabled = away
+            made.away = True
             assert await made.code(known) == ""
             assert await made.code(token(sub="u-2")) == "store_unavailable"
             assert KINDS["store_unavailable"].retry
+
+    asyncio.run(story())
+
+
+def test_known_tokens_are_renewed_after_a_change(tmp_path: Path) -> None:
+    """One question renews all whose users may still call, with what was worked out for them; no request has to ask."""
+
+    async def story() -> None:
+        async with desk(tmp_path, issuer(tenants=("acme", "beta"))) as made:
+            users = {name: token("ed", "EdDSA", sub=name) for name in ("u-1", "u-2", "u-3")}
+            known = {name: await made.identify(said, "acme") for name, said in users.items()}
+            await made.identify(users["u-1"], "beta")
+            made.disabled.add((ISSUER, "u-2"))
+            made.arena.raise_word(board.KEYS_GENERATION)
+            made.looked_up = 0
+            await made.tokens.renew()
+            await made.tokens.renew()
+            assert made.looked_up == 1
+            made.away = True
+            for name in ("u-1", "u-3"):
+                assert await made.identify(users[name], "acme") is known[name]
+            assert await made.code(users["u-1"], "beta") == ""
+            # Of the disabled one nothing is known any more but that it must be asked about.
+            assert await made.code(users["u-2"], "acme") == "store_unavailable"
+            made.away = False
+            assert await made.code(users["u-2"], "acme") == "token_revoked"
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_renewed_stays_stale(tmp_path: Path) -> None:
+    """While the database is away after a change, no token is taken for good; it is tried again and then is."""
+
+    async def story() -> None:
+        async with desk(tmp_path) as made:
+            said = token()
+            await made.identify(said)
+            made.arena.raise_word(board.KEYS_GENERATION)
+            made.away = True
+            await made.tokens.renew()
+            assert await made.code(said) == "store_unavailable"
+            made.away = False
+            await made.tokens.renew()
+            made.away = True
+            assert await made.code(said) == ""
 
     asyncio.run(story())
 

@@ -276,6 +276,25 @@ def test_sessions_that_cannot_be(url: str) -> None:
     told(url, work)
 
 
+def test_whose_tokens_are_over(url: str) -> None:
+    """Of many identities those of disabled people are told, by issuer and subject together; and hosts learn of it."""
+
+    async def work(store: Store) -> None:
+        for number, issuer in enumerate(("https://idp.acme", "https://idp.globex")):
+            await store.add_user(user(f"usr_token{number}", issuer=issuer, subject="same"), OPERATOR, None)
+        before = await store.keys_mark()
+        await store.disable_user("usr_token0", NOW, ROOT)
+        after = await store.keys_mark()
+        assert after.changed > before.changed
+        assert after.made == before.made
+        many = [("https://idp.acme", f"other-{number}") for number in range(bounds.KEYS_RENEWED_AT_ONCE - 2)]
+        asked = [*many, ("https://idp.acme", "same"), ("https://idp.globex", "same")]
+        assert await store.disabled_among(asked) == {("https://idp.acme", "same")}
+        assert await store.disabled_among(asked[-1:]) == set()
+
+    told(url, work)
+
+
 def test_the_last_admin_stays(url: str) -> None:
     """Nobody takes it from the last one, in any way, but the operator of the host, who can make another."""
 
