@@ -18,6 +18,7 @@ RATED = {"requests_per_minute": 6000, "requests_burst": 200}  # empty within a s
 
 
 JOURNAL_FILES_MORE = 4
+BURST_FITS = 37  # the prompt tokens of one call in test_tokens.py
 
 
 class House:
@@ -166,6 +167,38 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "tokens": {"limits": {"tokens_per_minute": 1000}},
         }.items():
             weir.write(f"tenants/{name}.yaml", {"name": name, "plan": "all", **rights})
+        with weir:
+            yield House(weir, upstream)
+            weir.assert_at_rest()
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Weir with one worker, whose ratios a test can follow, and models of all kinds of tokenizers.
+
+    Those beginning with `quiet-` go to an upstream that is not asked for usage, and so says none for a stream.
+    """
+    directory: Path = tmp_path_factory.mktemp("counting")
+    with UpstreamProcess(directory / "ledger.jsonl") as upstream:
+        quiet = {"upstream": "quiet", "unpriced": True}
+        narrow = {"upstream": "quiet", "model": "gpt-4o", "unpriced": True}
+        settings = {
+            "drain_seconds": 2,
+            "upstreams": {"mock": {}, "quiet": {"url": upstream.url, "ask_usage": False}},
+            "models": {
+                "quiet-4o": {**quiet, "model": "gpt-4o-2024-08-06"},
+                "quiet-4": {**quiet, "model": "gpt-4"},
+                "quiet-thinker": {**quiet, "model": "o3-mini"},
+                "quiet-named": {**quiet, "tokenizer": "cl100k_base", "family": "gpt-4"},
+                "unknown-1": {**quiet, "model": "its-own"},
+                "unknown-2": {**quiet, "model": "its-own"},
+                "burst-1000": {**narrow, "limits": {"tokens_per_minute": 1, "tokens_burst": 1000}},
+                "burst-fits": {**narrow, "limits": {"tokens_per_minute": 1, "tokens_burst": BURST_FITS}},
+                "burst-short": {**narrow, "limits": {"tokens_per_minute": 1, "tokens_burst": BURST_FITS - 1}},
+                "twice": {**narrow, "limits": {"requests_per_minute": 2}},
+            },
+        }
+        weir = Gateway(directory, upstream.url, settings=settings)
         with weir:
             yield House(weir, upstream)
             weir.assert_at_rest()
