@@ -213,7 +213,7 @@ class Auditing(Database):
             query = query.where((audit.c.action == action) | audit.c.action.startswith(f"{action}.", autoescape=True))
         if before is not None:
             query = query.where(audit.c.seq < before)
-        async with self.reading() as connection:
+        async with self.reading(tenant) as connection:
             return [_entry(row) for row in await connection.execute(query)]
 
     async def audit_after(self, seq: int, limit: int) -> tuple[list[Entry], Head]:

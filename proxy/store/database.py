@@ -27,6 +27,13 @@ T = TypeVar("T")
 _RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available (PostgreSQL, A)
 _BUSY = ("database is locked", "database table is locked")  # SQLITE_BUSY as Python's sqlite3 words it
 
+# Until the transaction ends: the next user of the connection finds nothing of it.
+_WALL = text(
+    "SELECT set_config('weir.tenant', :tenant, true), set_config('role', 'weir_tenant', true) "
+    "FROM pg_roles WHERE rolname = 'weir_tenant' AND pg_has_role(oid, 'MEMBER') "
+    "AND has_table_privilege(oid, to_regclass('keys'), 'SELECT')"
+)
+
 
 class StoreUnavailable(Exception):
     """The database cannot be reached or did not answer in time. Nothing was decided; the caller may try again."""
@@ -158,6 +165,7 @@ class Database:
         self.engine = engine
         self.readonly = readonly
         self.sqlite = engine.dialect.name == "sqlite"
+        self.walled: bool | None = None  # as the last reading for one tenant found it; SQLite has no such thing
 
     @classmethod
     def open(cls, url: str, *, readonly: bool = False, patient: bool = False) -> Self:
@@ -176,11 +184,17 @@ class Database:
         return f"<Database {self.engine.dialect.name}{' readonly' if self.readonly else ''}>"
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """One consistent look. Raises StoreUnavailable."""
+    async def reading(self, tenant: str | None = None) -> AsyncIterator[AsyncConnection]:
+        """One consistent look. Raises StoreUnavailable.
+
+        With `tenant`, PostgreSQL itself shows the rows of that tenant alone, whatever the query forgot to say, and
+        refuses every change: the second wall. `walled` says whether it stands.
+        """
         async with _translated(), self.engine.connect() as connection:
             if not self.sqlite:
                 connection = await connection.execution_options(isolation_level="REPEATABLE READ")
+                if tenant is not None:
+                    self.walled = (await connection.execute(_WALL, {"tenant": tenant})).first() is not None
             yield connection
 
     async def writing(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:

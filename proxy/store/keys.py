@@ -230,7 +230,7 @@ class Keys(Auditing):
             query = query.where(keys.c.tenant == tenant)
         if owner is not None:
             query = query.where(keys.c.owner == owner)
-        async with self.reading() as connection:
+        async with self.reading(tenant) as connection:
             return [_key(row) for row in await connection.execute(query)]
 
 

@@ -179,7 +179,7 @@ class People(Auditing):
             query = query.where(memberships.c.user_id == user_id)
         if tenant is not None:
             query = query.where(memberships.c.tenant == tenant)
-        async with self.reading() as connection:
+        async with self.reading(tenant) as connection:
             return [Membership(**values_of(row)) for row in await connection.execute(query)]
 
     # --- sessions ---

@@ -97,7 +97,7 @@ class Reports(Database):
         where = _conditions(table, chosen)
         query = select(*groups, *sums).select_from(source).where(*where).group_by(*groups)
         total_query = select(*sums).select_from(table).where(*where)
-        async with self.reading() as connection:
+        async with self.reading(chosen.tenant) as connection:
             found = [tuple(row) for row in await connection.execute(query)]
             total = tuple((await connection.execute(total_query)).one())
         lines = [Sums(tuple(map(str, row[: len(by)])), *row[len(by) :]) for row in found]
@@ -127,7 +127,7 @@ class Reports(Database):
         if cursor is not None:
             query = query.where(tuple_(*order) < tuple_(*map(literal, _position(cursor))))
         query = query.order_by(*(column.desc() for column in order)).limit(limit + 1)
-        async with self.reading() as connection:
+        async with self.reading(filters.tenant if filters else None) as connection:
             rows = [dict(row) for row in (await connection.execute(query)).mappings()]
         more = len(rows) > limit
         for row in rows:

@@ -98,8 +98,8 @@ def _table(rows: list[Entry]) -> None:
         line = (str(row.seq), time, who, row.origin, row.action, row.tenant or "-", row.target, outcome)
         lines.append([cell if cell.isprintable() else ascii(cell)[1:-1] for cell in line])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for cells in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 async def _export(args: argparse.Namespace) -> int:

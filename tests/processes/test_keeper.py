@@ -432,6 +432,31 @@ def test_keys_made_elsewhere_raise_the_generation(house: House) -> None:
     eventually("an older copy of the table is distrusted", lambda: words() == (3, 3))
 
 
+def test_the_audit_log_is_anchored(house: House) -> None:
+    """While it keeps, and once more when it ends: rows that came a moment before are signed for too."""
+    keeper = house.keeper()
+    rows = [KeyRow(f"key_{n}", bytes([n]) * 32, "demo", "", None, (), None, None, "abcd", 1) for n in range(3)]
+
+    async def change(row: KeyRow) -> None:
+        store = Store.open(house.url)
+        await store.insert_key(row, operator())
+        await store.close()
+
+    def anchored() -> list[int]:
+        path = house.data / "audit.anchors.jsonl"
+        return [json.loads(line)["seq"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    asyncio.run(change(rows[0]))
+    eventually("the first row is anchored", lambda: anchored() == [1])
+    for row in rows[1:]:
+        asyncio.run(change(row))
+    keeper.send_signal(signal.SIGTERM)
+    assert keeper.wait(30) == 0
+    assert anchored()[0] == 1
+    assert anchored()[-1] == 3
+    assert house.sql("SELECT count(*) FROM audit") == [(3,)]
+
+
 # --- with Redis ---
 
 

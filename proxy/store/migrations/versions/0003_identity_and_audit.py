@@ -31,6 +31,7 @@ def upgrade() -> None:
         _guard_sqlite()
     else:
         _guard_postgresql()
+        _wall()
 
 
 def _keys() -> None:
@@ -159,4 +160,45 @@ def _guard_postgresql() -> None:
     op.execute(
         "CREATE TRIGGER audit_only_grows BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
         "FOR EACH STATEMENT EXECUTE FUNCTION weir_audit_guard()"
+    )
+
+
+def _wall() -> None:
+    """A role that sees one tenant's rows and changes none: what reads for one tenant takes it (Database.reading).
+
+    The owner of the tables, whose the workers and the flusher are, is not held by the policies, nor is pg_dump.
+    """
+    # Roles are the cluster's, not the database's: another Weir may have made it, or it was made beforehand for a user
+    # who may make none. Without it the reading goes on unwalled.
+    op.execute(
+        """
+        DO $$ BEGIN
+            IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'weir_tenant') THEN
+                CREATE ROLE weir_tenant NOLOGIN;
+            END IF;
+            IF NOT pg_has_role('weir_tenant', 'MEMBER') THEN
+                GRANT weir_tenant TO CURRENT_USER;
+            END IF;
+        EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation THEN
+            RAISE NOTICE 'there is no role weir_tenant for this user: see docs/tenancy.md';
+        END $$
+        """
+    )
+    mine = "tenant = current_setting('weir.tenant', true)"
+    tables = dict.fromkeys(("usage", "usage_rollup", "keys", "memberships", "sessions", "invites", "audit"), mine)
+    tables["users"] = f"user_id IN (SELECT memberships.user_id FROM memberships WHERE {mine})"
+    for table, condition in tables.items():
+        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        # For everybody but the owner, so that the role may come later.
+        op.execute(f"CREATE POLICY {table}_of_one_tenant ON {table} FOR SELECT USING ({condition})")
+    names = ", ".join(tables)
+    op.execute(
+        f"""
+        DO $$ BEGIN
+            IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'weir_tenant') THEN
+                EXECUTE format('GRANT USAGE ON SCHEMA %I TO weir_tenant', current_schema());
+                GRANT SELECT ON {names} TO weir_tenant;
+            END IF;
+        END $$
+        """
     )
