@@ -36,12 +36,15 @@ _IDLE_CELL_SECONDS = 600.0  # a limit cell untouched for so long, and at rest, i
 _LAST_SHIP_SECONDS = 10.0  # at the end: longer than a few transactions, shorter than a supervisor's patience
 _ORPHAN_SHIP_SECONDS = 3.0  # the same when the supervisor is gone: another keeper may be waiting for the lock
 _CLOSE_SECONDS = 2.0  # for connections to be closed in good order; a frozen database must not hold the lock
-_CANCEL_SECONDS = 1.0  # a cancelled duty has so long for its clean-up
+_CANCEL_SECONDS = 0.5  # a cancelled duty has so long for its clean-up
 _CANCEL_TRIES = 3
 _ENDING_SECONDS = 20.0  # the whole ending: above the sum of the others, below a successor's wait for the lock
+_ORPHAN_ENDING_SECONDS = 10.0  # the same when the supervisor is gone
 _FROZEN_SECONDS = bounds.HEARTBEAT_SECONDS_MAX + _CLOSE_SECONDS  # no living keeper is silent for so long
 _LOCK_WAIT_SECONDS = 25.0  # a supervised keeper waits so long for its predecessor's last ship, or for its end
-assert _CANCEL_TRIES * _CANCEL_SECONDS * 2 + _LAST_SHIP_SECONDS + _CLOSE_SECONDS < _ENDING_SECONDS < _LOCK_WAIT_SECONDS
+_LOOSE_SECONDS = _CANCEL_TRIES * _CANCEL_SECONDS * 3 + _CLOSE_SECONDS  # duties, last ship, whatever is left; closing
+assert _LOOSE_SECONDS + _LAST_SHIP_SECONDS < _ENDING_SECONDS < _LOCK_WAIT_SECONDS
+assert _LOOSE_SECONDS + _ORPHAN_SHIP_SECONDS < _ORPHAN_ENDING_SECONDS
 _EXPIRE_ROWS = 5000  # in one transaction of retention
 _DAY_US = 86_400_000_000
 
@@ -101,7 +104,7 @@ class Keeper:
             tasks = [asyncio.create_task(self._forever(work, seconds)) for work, seconds in self._duties()]
             tasks.append(asyncio.create_task(self._reloads()))
             await self._ending.wait()
-            _end_at_last()
+            _end_at_last(_ORPHAN_ENDING_SECONDS if self._orphaned else _ENDING_SECONDS)
             if self._failed is not None:
                 raise self._failed
             await _cancel(tasks)
@@ -218,14 +221,19 @@ class Keeper:
     async def _last_ship(self) -> None:
         """What the workers left is recovered and moved, as far as it goes in the time."""
         self._log.info("last ship")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ORPHAN_SHIP_SECONDS if self._orphaned else _LAST_SHIP_SECONDS):
-                await self._epochs.look()
-                while await self._epochs.move():
-                    pass
-                await self._epochs.look()
-                await self._epochs.ask_positions()
-                await self._anchors.look(now=True)
+        shipping = asyncio.create_task(self._ship_all())
+        await asyncio.wait([shipping], timeout=_ORPHAN_SHIP_SECONDS if self._orphaned else _LAST_SHIP_SECONDS)
+        await _cancel([shipping])
+        if shipping.done() and not shipping.cancelled():
+            shipping.result()
+
+    async def _ship_all(self) -> None:
+        await self._epochs.look()
+        while await self._epochs.move():
+            pass
+        await self._epochs.look()
+        await self._epochs.ask_positions()
+        await self._anchors.look(now=True)
 
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -250,9 +258,12 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_SECONDS)
 
 
-def _end_at_last() -> None:
-    """Ends the process when its ending hangs: it may die at any instant, but it must not hold the lock for ever."""
-    watchdog = threading.Timer(_ENDING_SECONDS, os._exit, (1,))
+def _end_at_last(seconds: float) -> None:
+    """Ends the process when its ending hangs: it may die at any instant, but it must not hold the lock for ever.
+
+    A library's clean-up may refuse to be cancelled: SQLAlchemy's waits for a frozen server to answer its rollback.
+    """
+    watchdog = threading.Timer(seconds, os._exit, (1,))
     watchdog.daemon = True
     watchdog.start()
 

@@ -24,6 +24,8 @@ from proxy.store.schema import REVISION
 
 T = TypeVar("T")
 
+_GRACE_SECONDS = 5.0  # so much longer than the server's own bound is waited for its word that it was passed
+
 _RETRIED_SQLSTATES = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock not available (PostgreSQL, A)
 _BUSY = ("database is locked", "database table is locked")  # SQLITE_BUSY as Python's sqlite3 words it
 
@@ -88,7 +90,12 @@ def make_engine(
         pool_pre_ping=True,
         pool_recycle=1800,
         hide_parameters=True,
-        connect_args={"timeout": bounds.DATABASE_CONNECT_SECONDS_MAX, "server_settings": settings},
+        connect_args={
+            "timeout": bounds.DATABASE_CONNECT_SECONDS_MAX,
+            # A frozen server ends nothing by itself, and the rollback at a connection's end takes no cancellation.
+            "command_timeout": None if seconds_max is None else seconds_max + _GRACE_SECONDS,
+            "server_settings": settings,
+        },
     )
 
 

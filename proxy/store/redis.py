@@ -149,7 +149,9 @@ class RedisTransport:
             url,
             # The client's own ten retries would turn a stalled Redis into one that answers after many seconds.
             retry=Retry(NoBackoff(), 0),
-            socket_timeout=bounds.REDIS_SECONDS_MAX,
+            # `_bounded` bounds every call. The client's own bound is asyncio.wait_for, which on Python 3.11 loses a
+            # cancellation that comes in the instant of success: then a duty would outlive its end.
+            socket_timeout=None,
             socket_connect_timeout=bounds.REDIS_SECONDS_MAX,
             client_name="weir",
             protocol=2,

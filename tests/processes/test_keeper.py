@@ -513,6 +513,13 @@ def test_degraded_while_redis_is_away(house: House) -> None:
         assert not alive(worker.pid)
 
 
+def test_an_ending_that_hangs_ends_all_the_same() -> None:
+    """Some clean-up cannot be cancelled: the process then goes without it, and with it the lock."""
+    code = "import time\nfrom proxy.keeper import _end_at_last\n_end_at_last(0.1)\ntime.sleep(600)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 1
+
+
 async def _twice_cancelled() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(60)

@@ -18,9 +18,10 @@ from proxy import bounds
 from proxy.flush import fold
 from proxy.flush.fold import Batch
 from proxy.record import encode, encode_end
-from proxy.store import dialect
+from proxy.store import database, dialect
 from proxy.store.database import BadData, make_engine
 from proxy.store.store import Persisted, Store, StoreUnavailable
+from tests.servers import PostgresServer
 from tests.store.records import batches, differences, event, mixed, run
 
 EPOCH = bytes(range(16))
@@ -378,6 +379,29 @@ def test_a_flusher_frozen_inside_its_transaction_blocks_nobody_for_long(
         assert await differences(other, {EPOCH: events}) == []
         await frozen.close()
         await other.close()
+
+    run(work())
+
+
+def test_no_call_waits_for_ever_for_a_frozen_server(
+    own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even the rollback at a connection's end, which no cancellation reaches: it is the database that is away."""
+    monkeypatch.setattr(bounds, "FLUSH_SECONDS_MAX", 1)
+    monkeypatch.setattr(database, "_GRACE_SECONDS", 1)
+
+    async def work() -> None:
+        store = Store.open(own_postgres.url(own_postgres.create_database()))
+
+        async def look() -> None:
+            async with store.reading() as connection:
+                await connection.execute(text("SELECT 1"))
+                own_postgres.freeze()
+
+        with pytest.raises(StoreUnavailable):
+            await look()
+        own_postgres.thaw()
+        await store.close()
 
     run(work())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import bounds
 from proxy.store.redis import (
     Entry,
     Malformed,
@@ -29,6 +31,15 @@ from tests.store.records import eventually, run
 ORIGIN = "0123456789abcdef"
 STREAM = stream_name(ORIGIN)
 EPOCH = bytes(range(16))
+
+
+PATIENT_SECONDS = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These are no tests of the machine's speed: a Redis that has to wait for its turn is not away."""
+    monkeypatch.setattr(bounds, "REDIS_SECONDS_MAX", PATIENT_SECONDS)
 
 
 def with_transport(server: RedisServer, work: Callable[[RedisTransport], Awaitable[None]]) -> None:
@@ -239,8 +250,33 @@ def test_a_full_redis_can_be_drained(redis_server: RedisServer) -> None:
     with_transport(redis_server, work)
 
 
-def test_a_frozen_redis_looks_like_an_absent_one() -> None:
+def test_a_cancelled_call_is_cancelled(redis_server: RedisServer) -> None:
+    """Whenever the cancellation comes: a duty whose cancellation is lost would outlive the end of its process."""
+
+    async def work(transport: RedisTransport) -> None:
+        async def duty() -> None:
+            while True:
+                await transport.state(ORIGIN)
+
+        for steps in range(1, 61):
+            task = asyncio.create_task(duty())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            # By then the answer of a call that went on is here, and the next call is on its way.
+            await asyncio.wait([task], timeout=5)
+            lost = not task.done()
+            while not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=0.05)
+            assert not lost, f"cancelled after {steps} steps, and it went on"
+
+    with_transport(redis_server, work)
+
+
+def test_a_frozen_redis_looks_like_an_absent_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGSTOP: each call ends in RedisUnavailable within its bound; after SIGCONT answers belong to their questions."""
+    monkeypatch.setattr(bounds, "REDIS_SECONDS_MAX", 0.5)
     with RedisServer() as server:
 
         async def work(transport: RedisTransport) -> None:
@@ -250,7 +286,8 @@ def test_a_frozen_redis_looks_like_an_absent_one() -> None:
                 with pytest.raises(RedisUnavailable):
                     await attempt
             server.thaw()
-            await transport.ping()
+            monkeypatch.setattr(bounds, "REDIS_SECONDS_MAX", PATIENT_SECONDS)
+            await eventually(transport.ping, "Redis answers again")
             assert await transport.streams() == [STREAM]
             assert (await transport.state(ORIGIN)).entries in (1, 2)  # the second may have arrived or not
             server.kill()
