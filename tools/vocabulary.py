@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,14 +42,19 @@ HEADER = """\
 """
 
 
+@cache
+def every_character() -> str:
+    """All code points but surrogates."""
+    return "".join(map(chr, itertools.chain(range(0xD800), range(0xE000, vocabulary.CODE_POINTS))))
+
+
 def matched(pattern: str) -> set[int]:
     """The code points that a pattern matches in tiktoken's engine. It passes over what does not match."""
     import tiktoken
 
-    every = "".join(map(chr, itertools.chain(range(0xD800), range(0xE000, vocabulary.CODE_POINTS))))
     alphabet = {bytes([value]): value for value in range(256)}
     probe = tiktoken.Encoding("probe", pat_str=pattern, mergeable_ranks=alphabet, special_tokens={})
-    return set(map(ord, bytes(probe.encode_ordinary(every)).decode()))
+    return set(map(ord, bytes(probe.encode_ordinary(every_character())).decode()))
 
 
 def derived_classes() -> bytes:
@@ -72,11 +78,11 @@ def unicode_version() -> str:
     return newest
 
 
-def classes_text() -> str:
-    """The whole of classes.txt."""
+def classes_text(classes: bytes) -> str:
+    """The whole of classes.txt for these classes."""
     lines = []
     start = 0
-    for number, group in itertools.groupby(derived_classes()):
+    for number, group in itertools.groupby(classes):
         end = start + len(list(group))
         if number:
             span = f"{start:04X}" if end == start + 1 else f"{start:04X}-{end - 1:04X}"
@@ -113,7 +119,7 @@ def main() -> int:
     for name, body in packed.items():
         (chosen.into / f"{name}.vocab").write_bytes(body)
         print(f"{name}.vocab: {len(body):,} bytes")
-    text = classes_text()
+    text = classes_text(derived_classes())
     (chosen.into / "classes.txt").write_text(text)
     print(f"classes.txt: {len(text):,} bytes; {text.splitlines()[0]}")
     return 0
