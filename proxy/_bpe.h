@@ -68,43 +68,15 @@ typedef struct {
 typedef struct {
     weir_held piece;
     unsigned units, left, blocks;
-    enum { WEIR_J_FILTER, WEIR_J_SLOT, WEIR_J_MERGE_FILTER, WEIR_J_MERGE_SLOT } step;
-    uint64_t asked;     /* bits of the units whose pair is being looked up */
-    unsigned place[2];  /* while merging: units whose pair is being looked up */
+    uint64_t asked;        /* at the start: bits of the units whose pair is looked up */
+    unsigned place[2];     /* later: the two units whose pair is looked up, */
+    uint64_t pair[2];      /* those pairs, */
+    unsigned may[2];       /* and whether the filter lets them pass */
     int32_t key[WEIR_JOB_BYTES], id[WEIR_JOB_BYTES];
     uint8_t next[WEIR_JOB_BYTES], before[WEIR_JOB_BYTES];
 } weir_job;
 
-/* The least key, and what it says: merges that pair and asks for those with the neighbours. 0 when nothing is left. */
-static inline int weir_job_merge(const weir_vocab *v, weir_job *j) {
-    int32_t least = weir_min(j->key);
-    for (unsigned i = 1; i < j->blocks; i++) {
-        int32_t other = weir_min(j->key + 16 * i);
-        least = other < least ? other : least;
-    }
-    if (least == WEIR_NONE) return 0;
-    int32_t rank = least >> WEIR_PLACE_BITS;
-    unsigned at = (unsigned)least & (WEIR_JOB_BYTES - 1), taken = j->next[at], after = j->next[taken];
-    /* The whole piece is not one token, so two that are left stay two. */
-    if (--j->left == 2) return 0;
-    j->id[at] = rank;
-    j->key[taken] = j->key[at] = WEIR_NONE;
-    j->next[at] = (uint8_t)after;
-    j->place[0] = j->place[1] = WEIR_JOB_BYTES;
-    if (at > 0) {
-        j->place[0] = j->before[at];
-        __builtin_prefetch(weir_filter_of(v, weir_pair_key(j->id[j->place[0]], rank)));
-    }
-    if (after < j->units) {
-        j->before[after] = (uint8_t)at;
-        j->place[1] = at;
-        __builtin_prefetch(weir_filter_of(v, weir_pair_key(rank, j->id[after])));
-    }
-    j->step = WEIR_J_MERGE_FILTER;
-    return 1;
-}
-
-/* Splits a piece of 2 to 64 bytes into units and asks for their pairs. */
+/* Splits a piece of 2 to 64 bytes into units and asks whether their pairs may exist. */
 static inline void weir_job_start(const weir_vocab *v, weir_job *j, const weir_held *piece) {
     uint16_t start[WEIR_JOB_BYTES + 1];
     weir_units u = {.id = j->id, .start = start};
@@ -122,64 +94,65 @@ static inline void weir_job_start(const weir_vocab *v, weir_job *j, const weir_h
             j->key[i] = weir_keyed(v->couple[text[at] << 8 | text[at + 1]], i);
         } else {
             j->asked |= 1ull << i;
+            j->key[i] = WEIR_NONE;
             __builtin_prefetch(weir_filter_of(v, weir_pair_key(j->id[i], j->id[i + 1])));
         }
     }
     j->next[i] = (uint8_t)units;
     for (; i < j->blocks * 16; i++) j->key[i] = WEIR_NONE;
-    j->step = WEIR_J_FILTER;
 }
 
-/* One step, up to the next wait for memory. 0 when the piece is merged. */
-static inline int weir_job_step(const weir_vocab *v, weir_job *j) {
-    uint64_t rest, key;
-    unsigned wait = 0;
-    switch (j->step) {
-    case WEIR_J_FILTER:
-        for (rest = j->asked; rest; rest &= rest - 1) {
-            unsigned i = (unsigned)__builtin_ctzll(rest);
-            key = weir_pair_key(j->id[i], j->id[i + 1]);
-            if (weir_filtered(v, key)) {
-                j->key[i] = WEIR_NONE;
-                j->asked &= ~(1ull << i);
-            } else {
-                __builtin_prefetch(weir_slot_of(v, key));
-            }
-        }
-        j->step = WEIR_J_SLOT;
-        if (j->asked) return 1;
-        return weir_job_merge(v, j);
-    case WEIR_J_SLOT:
-        for (rest = j->asked; rest; rest &= rest - 1) {
-            unsigned i = (unsigned)__builtin_ctzll(rest);
-            j->key[i] = weir_keyed(weir_slot_rank(v, weir_pair_key(j->id[i], j->id[i + 1])), i);
-        }
-        return weir_job_merge(v, j);
-    case WEIR_J_MERGE_FILTER:
-        for (int side = 0; side < 2; side++) {
-            unsigned i = j->place[side];
-            if (i == WEIR_JOB_BYTES) continue;
-            key = weir_pair_key(j->id[i], j->id[j->next[i]]);
-            if (weir_filtered(v, key)) {
-                j->key[i] = WEIR_NONE;
-                j->place[side] = WEIR_JOB_BYTES;
-            } else {
-                __builtin_prefetch(weir_slot_of(v, key));
-                wait = 1;
-            }
-        }
-        j->step = WEIR_J_MERGE_SLOT;
-        if (wait) return 1;
-        return weir_job_merge(v, j);
-    case WEIR_J_MERGE_SLOT:
-    default:
-        for (int side = 0; side < 2; side++) {
-            unsigned i = j->place[side];
-            if (i != WEIR_JOB_BYTES)
-                j->key[i] = weir_keyed(weir_slot_rank(v, weir_pair_key(j->id[i], j->id[j->next[i]])), i);
-        }
-        return weir_job_merge(v, j);
+/* Asks for the pairs that may exist. */
+static inline void weir_job_filter(const weir_vocab *v, weir_job *j) {
+    uint64_t may = 0;
+    for (uint64_t rest = j->asked; rest; rest &= rest - 1) {
+        unsigned i = (unsigned)__builtin_ctzll(rest);
+        uint64_t pair = weir_pair_key(j->id[i], j->id[i + 1]);
+        if (weir_filtered(v, pair)) continue;
+        may |= 1ull << i;
+        __builtin_prefetch(weir_slot_of(v, pair));
     }
+    j->asked = may;
+}
+
+static inline void weir_job_rank(const weir_vocab *v, weir_job *j) {
+    for (uint64_t rest = j->asked; rest; rest &= rest - 1) {
+        unsigned i = (unsigned)__builtin_ctzll(rest);
+        j->key[i] = weir_keyed(weir_slot_rank(v, weir_pair_key(j->id[i], j->id[i + 1])), i);
+    }
+}
+
+/* Merges the pair of the least rank and asks about those with its neighbours. 0 when nothing is left to merge. */
+static inline int weir_job_merge(const weir_vocab *v, weir_job *j) {
+    int32_t least = weir_min(j->key);
+    for (unsigned i = 1; i < j->blocks; i++) {
+        int32_t other = weir_min(j->key + 16 * i);
+        least = other < least ? other : least;
+    }
+    /* The whole piece is not one token, so two that are left stay two. */
+    if (least == WEIR_NONE || --j->left == 2) return 0;
+    int32_t rank = least >> WEIR_PLACE_BITS;
+    unsigned at = (unsigned)least & (WEIR_JOB_BYTES - 1), taken = j->next[at], after = j->next[taken];
+    j->id[at] = rank;
+    j->key[taken] = j->key[at] = WEIR_NONE;
+    j->next[at] = (uint8_t)after;
+    j->may[0] = j->may[1] = 0;
+    if (at > 0) {
+        unsigned before = j->before[at];
+        j->key[before] = WEIR_NONE;
+        j->place[0] = before;
+        j->pair[0] = weir_pair_key(j->id[before], rank);
+        j->may[0] = 1;
+        __builtin_prefetch(weir_filter_of(v, j->pair[0]));
+    }
+    if (after < j->units) {
+        j->before[after] = (uint8_t)at;
+        j->place[1] = at;
+        j->pair[1] = weir_pair_key(rank, j->id[after]);
+        j->may[1] = 1;
+        __builtin_prefetch(weir_filter_of(v, j->pair[1]));
+    }
+    return 1;
 }
 
 /* --- the batch --- */
@@ -253,19 +226,31 @@ static inline void weir_settle(weir_batch *b, const weir_held *piece, unsigned t
     }
 }
 
-/* Merges a few pieces, each in its turn. */
+/* Merges a few pieces, one step of each in turn. */
 static void weir_merge_jobs(weir_batch *b, weir_job *jobs, unsigned count) {
-    uint8_t order[WEIR_JOBS];
-    for (unsigned i = 0; i < count; i++) order[i] = (uint8_t)i;
+    const weir_vocab *v = b->e->v;
+    weir_job *order[WEIR_JOBS];
+    for (unsigned i = 0; i < count; i++) weir_job_filter(v, order[i] = jobs + i);
+    for (unsigned i = 0; i < count; i++) weir_job_rank(v, order[i]);
     while (count) {
-        for (unsigned i = 0; i < count;) {
-            weir_job *j = jobs + order[i];
-            if (weir_job_step(b->e->v, j)) {
-                i++;
-                continue;
+        unsigned kept = 0;
+        for (unsigned i = 0; i < count; i++) {
+            weir_job *j = order[i];
+            if (weir_job_merge(v, j)) order[kept++] = j;
+            else weir_settle(b, &j->piece, j->left);
+        }
+        count = kept;
+        for (unsigned i = 0; i < count; i++) {
+            weir_job *j = order[i];
+            for (int side = 0; side < 2; side++) {
+                j->may[side] &= !weir_filtered(v, j->pair[side]);
+                if (j->may[side]) __builtin_prefetch(weir_slot_of(v, j->pair[side]));
             }
-            weir_settle(b, &j->piece, j->left);
-            order[i] = order[--count];
+        }
+        for (unsigned i = 0; i < count; i++) {
+            weir_job *j = order[i];
+            for (int side = 0; side < 2; side++)
+                if (j->may[side]) j->key[j->place[side]] = weir_keyed(weir_slot_rank(v, j->pair[side]), j->place[side]);
         }
     }
 }
@@ -310,6 +295,7 @@ static void weir_look_up(weir_batch *b) {
             weir_settle(b, piece, known ? 1 : 2);
             continue;
         }
+        jobs[count].pair[0] = jobs[count].pair[1] = 0;
         weir_job_start(v, jobs + count, piece);
         if (++count < WEIR_JOBS) continue;
         weir_merge_jobs(b, jobs, count);
