@@ -314,6 +314,16 @@ static void weir_peek_calls(const weir_peek *k, const uint8_t *body, weir_prompt
     }
 }
 
+/* Whether there is nothing in the prompt but text and names of messages: most calls. */
+static int weir_peek_plain(const weir_peek *k, const uint8_t *body) {
+    weir_prompt_calls found;
+    if (k->images || k->unread || k->strings.incomplete) return 0;
+    for (int part = 0; part < WEIR_PARTS; part++)
+        if (k->part[part].start >= 0) return 0;
+    weir_peek_calls(k, body, &found);
+    return !(found.tools | found.functions | found.tool_results | found.function_results);
+}
+
 /* The last text of the first message in the role of system or developer, NULL without one. */
 static const wj_string_at *weir_peek_system(const weir_peek *k, const uint8_t *body) {
     const wj_string_at *text = NULL;

@@ -121,6 +121,8 @@ class Peek:
     @property
     def unread(self) -> int:
         """Parts of the messages that are neither text nor image: audio and files."""
+    def plain(self, body: bytes) -> bool:
+        """Nothing but text and names: no calls, tools, formats, images, audio or files. Errors as `with_usage`."""
     def system(self, body: bytes) -> bytes | None:
         """The last text of the first message in the role of system or developer. Errors as `with_usage`."""
     def calls(self, body: bytes) -> tuple[int, int, int, int, int]:

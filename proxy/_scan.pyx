@@ -18,8 +18,8 @@ from proxy._scan_h cimport (
     WEIR_RESPONSE_FORMAT, WEIR_STREAM_OPTIONS, WEIR_TOOLS, WEIR_TOOL_CHOICE, WEIR_TRANSFER_ENCODING, WEIR_X_API_KEY,
     WEIR_X_REQUEST_ID, WEIR_X_TENANT_ID, WJ_LEVELS, WJ_STRING_IMAGE, weir_field, weir_field_name, weir_hop_fields,
     weir_host_fine, weir_param, weir_peek, weir_peek_beside, weir_peek_body, weir_peek_calls, weir_peek_end,
-    weir_peek_system, weir_prompt_calls, weir_same, weir_span, weir_value_kind, weir_visible, wj_decode, wj_str,
-    wj_string_at,
+    weir_peek_plain, weir_peek_system, weir_prompt_calls, weir_same, weir_span, weir_value_kind, weir_visible,
+    wj_decode, wj_str, wj_string_at,
 )
 
 cdef extern from "_sse.h":
@@ -443,6 +443,10 @@ cdef class Peek:
     @property
     def unread(self):
         return self.k.unread
+
+    def plain(self, bytes body not None):
+        check_body(body, self)
+        return weir_peek_plain(&self.k, <const uint8_t*>PyBytes_AS_STRING(body)) != 0
 
     def system(self, bytes body not None):
         check_body(body, self)

@@ -62,6 +62,7 @@ cdef extern from "_peek.h":
         int64_t functions
         int64_t tool_results
         int64_t function_results
+    bint weir_peek_plain(const weir_peek* k, const uint8_t* body) noexcept
     const wj_string_at* weir_peek_system(const weir_peek* k, const uint8_t* body) noexcept
     void weir_peek_calls(const weir_peek* k, const uint8_t* body, weir_prompt_calls* found) noexcept
 

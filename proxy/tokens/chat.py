@@ -44,6 +44,10 @@ def prompt_tokens(
     the family's. Never raises for content.
     """
     text, names = facts.count(body, encoding)
+    if family.chat is not None and endpoint == "chat.completions" and facts.plain(body):
+        known = family.chat
+        marks = facts.messages * known.message + names * known.name + known.primer + known.preamble
+        return max(0, text + marks), "counted" if known.documented else "estimated"
     total = _Sum(text + facts.token_ids, not facts.incomplete)
     if endpoint == "chat.completions":
         total.documented &= facts.unread == 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-SOURCES = ("*.py", "*.pyx", "*.pxd", "*.pxi", "*.pyi", "*.h", "*.vocab", "*.txt", "LICENSE.*")
+SOURCES = ("*.py", "*.pyx", "*.pxd", "*.pxi", "*.pyi", "*.h", "*.yaml", "*.vocab", "*.txt", "LICENSE.*")
 
 
 def copy_sources(into: Path) -> None:

@@ -105,6 +105,9 @@ def check(body: bytes) -> None:
         roles.count("function"),
     )
     assert facts.calls(body)[3] == roles.count("tool"), body
+    parts = [getattr(facts, f"{part}_span")[0] for part in PARTS]
+    others = facts.images + facts.unread + sum(facts.calls(body)) - facts.calls(body)[1]
+    assert facts.plain(body) == (others == 0 and max(parts) < 0), body
 
 
 def test_spelt_out() -> None:
