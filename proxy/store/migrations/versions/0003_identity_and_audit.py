@@ -180,7 +180,7 @@ def _wall() -> None:
                 GRANT weir_tenant TO CURRENT_USER;
             END IF;
         EXCEPTION WHEN insufficient_privilege OR duplicate_object OR unique_violation THEN
-            RAISE NOTICE 'there is no role weir_tenant for this user: see docs/tenancy.md';
+            RAISE NOTICE 'there is no role weir_tenant for this user: see docs/operating.md';
         END $$
         """
     )
