@@ -8,8 +8,8 @@ import random
 import time
 from pathlib import Path
 
-from proxy import _scan, bounds
-from proxy._scan import BadBody, BadHead, Frames, peek, read_answer, read_head, with_model, with_usage
+from proxy import _scan, bounds, tokens
+from proxy._scan import AnswerCounter, BadBody, BadHead, Frames, peek, read_answer, read_head, with_model, with_usage
 from proxy.errors import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,9 @@ def known(error: BadBody | BadHead) -> None:
 
 def fuzz_body(chance: random.Random) -> None:
     body = made_json(chance)
-    read_answer(body)
+    counter = AnswerCounter(chance.choice(ENCODINGS))
+    assert read_answer(body, counter) == read_answer(body)
+    counter.look(chance.random() < 0.5)
     try:
         facts = peek(body)
     except BadBody as error:
@@ -144,19 +146,52 @@ def fuzz_head(chance: random.Random) -> None:
         assert head.forward == b"" or head.forward.endswith(b"\r\n")
 
 
-def facts_of(stream: bytes, cuts: list[int], hide: bool) -> tuple[object, ...]:
-    frames, forwarded = Frames(), b""
+ENCODINGS = [tokens.encoding(name) for name in ("o200k_base", "cl100k_base")]
+
+
+def facts_of(stream: bytes, cuts: list[int], hide: bool, looks: int = 0) -> tuple[object, ...]:
+    counter = AnswerCounter(ENCODINGS[hide])
+    frames, forwarded = Frames(counter), b""
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         piece = stream[start:end]
         if hide:
             forwarded += frames.take(piece)
         else:
             frames.feed(piece)
+        for _ in range(looks):
+            counter.look(False)
     forwarded += frames.rest()
+    if looks:
+        counter.look(True)
+    counter.finish()
+    assert counter.backlog == 0
     return (
+        *(counter.tokens, counter.lanes, counter.rest, counter.estimated),
         *(frames.frames, frames.text_bytes, frames.usage, frames.model, frames.done, frames.error),
         *((frames.hidden, forwarded) if hide else ()),
     )
+
+
+def spoken(chance: random.Random) -> list[bytes]:
+    """Frames of a few texts in pieces of any size, cut anywhere: in escapes' pairs, in words without an end."""
+    frames = []
+    alphabet = chance.choice(
+        ["a", " ", "ab \n", "漢字。", "😀\u0301 ", 'x"\\/\t\x00', "\ud800\udc00\udfff", "aé漢😀 \n1"]
+    )
+    # Below ANSWER_BACKLOG_BYTES_MAX in all: above it the count depends on how often one looks.
+    most, count = chance.choice([(1, 30), (5, 30), (300, 30), (12_000, 4)])
+    for _ in range(chance.randrange(1, count)):
+        said = "".join(chance.choices(alphabet, k=chance.randrange(most + 1)))
+        message: dict[str, object] = {chance.choice(["content", "refusal", "reasoning", "reasoning_content"]): said}
+        if chance.random() < 0.2:
+            call = {"index": chance.choice([0, 1, 1.5, -1, 2**24, 2**70]), "function": {"name": "f", "arguments": said}}
+            message = {"tool_calls": [call] * chance.randrange(3), "function_call": {"arguments": said}}
+        index = chance.choice([0, 0, 0, 1, chance.randrange(300), None])
+        choices = [{"delta": message, "index": index}] * chance.choice([1, 1, 1, 2])
+        ascii_only = chance.random() < 0.5
+        data = json.dumps({"choices": choices}, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        frames.append(b"data: " + data + b"\n\n")
+    return frames
 
 
 def made_stream(chance: random.Random, corpus: list[bytes]) -> bytes:
@@ -169,6 +204,8 @@ def made_stream(chance: random.Random, corpus: list[bytes]) -> bytes:
         parts.append(
             chance.choice([b"data:", b"data: ", b":", b"event:", b""]) + data + end + end * chance.randrange(2)
         )
+    if chance.random() < 0.3:
+        parts.extend(spoken(chance))
     if chance.random() < 0.01:
         pad = chance.choice([bounds.FRAME_BYTES_HELD_MAX, bounds.FRAME_BYTES_PARSED_MAX]) + chance.randrange(-100, 3)
         parts.append(b'data: {"choices":[],"usage":{"prompt_tokens":1}' + b" " * pad + b"}\n\n")
@@ -182,9 +219,9 @@ def fuzz_stream(chance: random.Random, corpus: list[bytes]) -> None:
     whole = facts_of(stream, [], hide)
     for _ in range(3):
         cuts = sorted(chance.randrange(len(stream) + 1) for _ in range(chance.randrange(10)))
-        assert facts_of(stream, cuts, hide) == whole, (stream[:5000], cuts)
+        assert facts_of(stream, cuts, hide, chance.randrange(3)) == whole, (stream[:5000], cuts)
     if chance.random() < 0.1:  # dropped in the middle: the scanner frees what it holds
-        Frames().take(stream[: chance.randrange(len(stream) + 1)])
+        Frames(AnswerCounter(ENCODINGS[0])).take(stream[: chance.randrange(len(stream) + 1)])
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from functools import partial
 import httptools
 
 from proxy import _wire as wire
+from proxy import tokens
+from proxy._scan import AnswerCounter
 from proxy._wire import Connection, Relay
 
 HEADS = [
@@ -29,8 +31,10 @@ BODIES = [
     b"5\r\nhello\r\n", b"0\r\n\r\n", b"1e\r\n", b"\n\n", b"\r\n\r\n", b"\r", b'{"usage":{}}', b"data: [DONE]\n\n",
     b'data: {"usage":{"prompt_tokens":1,"completion_tokens":2},"choices":[]}\n\n',
     b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"' + b"a\\ud83d" * 40 + b'"}}]}\n\n',
 ]  # fmt: skip
 LINES = HEADS + BODIES
+ENCODING = tokens.encoding("o200k_base")
 CUT = b"data: cut here\n\n"
 FRAMES = [line for line in LINES if line.startswith(b"data:")]
 
@@ -115,6 +119,8 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
             client.write, client.get_write_buffer_size, on_pause(chance), done, None, 0, b"x-request-id: 1\r\n",
             http10=http10, close=chance.random() < 0.2, hide_usage=chance.random() < 0.5,
             hold_end=chance.random() < 0.3, first_byte_ms=10**6, idle_ms=10**6, total_ms=10**6,
+            counter=AnswerCounter(ENCODING) if chance.random() < 0.7 else None,
+            bytes_per_token_milli=chance.choice([1, 4000, 10**9]),
         )  # fmt: skip
         relays.append((relay, done, client, http10))
         sweeper.add(relay)
@@ -150,6 +156,8 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
         assert relay.ending != wire.RUNNING
         assert done.done()
         check_client(relay, client, http10)
+        relay.finish_count()
+        assert relay.backlog == 0
         read_facts(relay)
     assert reports.count(False) == 1
     assert reports[-1] is False
@@ -226,6 +234,9 @@ def read_facts(relay: Relay) -> None:
     assert relay.frames >= 0
     assert relay.bytes >= 0
     assert relay.text_bytes >= 0
+    assert relay.text_tokens >= 0
+    assert 0 <= relay.backlog <= relay.text_bytes + 100 * 1024 or not relay.is_stream
+    assert relay.text_estimated or relay.backlog == 0
     assert len(relay.error_body) <= 64 * 1024
     assert isinstance(relay.model, str)
     assert relay.usage is None or min(relay.usage) >= 0
