@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from proxy import settings
 from proxy.cli import VERBS
 from proxy.policy.compile import compile_policy
+from proxy.tokens import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +83,17 @@ def test_what_is_copied_exists_and_reaches_the_builder() -> None:
             assert (ROOT / source).exists(), source
             assert any(source == item or source.startswith(item + "/") for item in allowed), source
     assert (ROOT / ".dockerignore").read_text().splitlines()[1] == "*"
+
+
+def test_the_token_tables_are_built_in_the_image() -> None:
+    """Aim: their sources reach the builder, and no table of the machine at hand does."""
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] not in "#!*"]
+    ignored += [line.removeprefix("**/") for line in (ROOT / ".dockerignore").read_text().splitlines() if "**/" in line]
+    sources = ("classes.txt", "o200k_base.vocab", "cl100k_base.vocab", "LICENSE.tiktoken", "LICENSE.unicode")
+    assert {path.name for path in (ROOT / "proxy" / "tokens" / "vocab").iterdir()} >= set(sources)
+    assert not [name for name in sources for pattern in ignored if fnmatch(name, pattern)]
+    for name in ("o200k_base.table", tables.MANIFEST):
+        assert any(fnmatch(name, pattern) for pattern in ignored), name
 
 
 def test_no_secret_stands_in_the_files() -> None:
