@@ -19,7 +19,8 @@ enum {
     WEIR_BACK_BYTES = 30,
     WEIR_JOB_BYTES = 64, /* longer pieces are merged by themselves */
     WEIR_JOBS = 12,      /* merged in turns: about as many cache misses as a core has open at a time */
-    WEIR_BATCH = 32,
+    WEIR_BATCH = 32,     /* pieces looked up in the caches together */
+    WEIR_MISSED = 16,    /* and those not found there, in the vocabulary */
     WEIR_BATCH_MAX = WEIR_BATCH + WEIR_ASCII_BLOCK,
 };
 
@@ -71,7 +72,7 @@ typedef struct {
     uint64_t asked;        /* at the start: bits of the units whose pair is looked up */
     unsigned place[2];     /* later: the two units whose pair is looked up, */
     uint64_t pair[2];      /* those pairs, */
-    unsigned may[2];       /* and whether the filter lets them pass */
+    unsigned may[2];       /* and whether they may exist: `pair` is read even where there is none */
     int32_t key[WEIR_JOB_BYTES], id[WEIR_JOB_BYTES];
     uint8_t next[WEIR_JOB_BYTES], before[WEIR_JOB_BYTES];
 } weir_job;
@@ -85,7 +86,7 @@ static inline void weir_job_start(const weir_vocab *v, weir_job *j, const weir_h
     j->piece = *piece;
     j->units = j->left = units;
     j->blocks = (units + 15) / 16;
-    j->asked = 0;
+    j->asked = j->pair[0] = j->pair[1] = 0;
     for (i = 0; i + 1 < units; i++) {
         unsigned at = start[i];
         j->next[i] = (uint8_t)(i + 1);
@@ -160,8 +161,10 @@ static inline int weir_job_merge(const weir_vocab *v, weir_job *j) {
 typedef struct {
     weir_encoding *e;
     int64_t tokens;
-    unsigned held;
+    unsigned held, misses, jobs;
     weir_held piece[WEIR_BATCH_MAX];
+    weir_held miss[WEIR_MISSED];
+    weir_job job[WEIR_JOBS];
 } weir_batch;
 
 static inline weir_front *weir_front_of(const weir_encoding *e, weir_key key) {
@@ -226,11 +229,13 @@ static inline void weir_settle(weir_batch *b, const weir_held *piece, unsigned t
     }
 }
 
-/* Merges a few pieces, one step of each in turn. */
-static void weir_merge_jobs(weir_batch *b, weir_job *jobs, unsigned count) {
+/* Merges the pieces that are neither cached nor tokens, one step of each in turn. */
+static void weir_merge_jobs(weir_batch *b) {
     const weir_vocab *v = b->e->v;
     weir_job *order[WEIR_JOBS];
-    for (unsigned i = 0; i < count; i++) weir_job_filter(v, order[i] = jobs + i);
+    unsigned count = b->jobs;
+    b->jobs = 0;
+    for (unsigned i = 0; i < count; i++) weir_job_filter(v, order[i] = b->job + i);
     for (unsigned i = 0; i < count; i++) weir_job_rank(v, order[i]);
     while (count) {
         unsigned kept = 0;
@@ -255,10 +260,26 @@ static void weir_merge_jobs(weir_batch *b, weir_job *jobs, unsigned count) {
     }
 }
 
-/* Counts what waits in the batch. */
+/* Looks up in the vocabulary what no cache had. */
+static void weir_resolve(weir_batch *b) {
+    const weir_vocab *v = b->e->v;
+    for (unsigned i = 0; i < b->misses; i++) {
+        const weir_held *piece = b->miss + i;
+        int known = piece->front ? weir_known(v, piece->key, piece->n)
+                                 : weir_known_long(v, piece->text, piece->n, piece->key.low);
+        if (known || piece->n == 2) {
+            weir_settle(b, piece, known ? 1 : 2);
+            continue;
+        }
+        weir_job_start(v, b->job + b->jobs, piece);
+        if (++b->jobs == WEIR_JOBS) weir_merge_jobs(b);
+    }
+    b->misses = 0;
+}
+
+/* Looks up in the caches what waits in the batch. */
 static void weir_look_up(weir_batch *b) {
     const weir_vocab *v = b->e->v;
-    unsigned missed = 0, count = 0;
     for (unsigned i = 0; i < b->held; i++) {
         weir_held *piece = b->piece + i;
         if (WEIR_LIKELY(piece->front != NULL)) {
@@ -282,26 +303,10 @@ static void weir_look_up(weir_batch *b) {
             piece->key.low = weir_long_hash(piece->text, piece->n);
             __builtin_prefetch(v->longs + 2 * weir_long_home(v, piece->key.low));
         }
-        b->piece[missed++] = *piece;
+        b->miss[b->misses] = *piece;
+        if (++b->misses == WEIR_MISSED) weir_resolve(b);
     }
     b->held = 0;
-    if (!missed) return;
-    weir_job jobs[WEIR_JOBS];
-    for (unsigned i = 0; i < missed; i++) {
-        const weir_held *piece = b->piece + i;
-        int known = piece->front ? weir_known(v, piece->key, piece->n)
-                                 : weir_known_long(v, piece->text, piece->n, piece->key.low);
-        if (known || piece->n == 2) {
-            weir_settle(b, piece, known ? 1 : 2);
-            continue;
-        }
-        jobs[count].pair[0] = jobs[count].pair[1] = 0;
-        weir_job_start(v, jobs + count, piece);
-        if (++count < WEIR_JOBS) continue;
-        weir_merge_jobs(b, jobs, count);
-        count = 0;
-    }
-    weir_merge_jobs(b, jobs, count);
 }
 
 /* Counts pieces; unless `whole`, only up to the first whose end is open. *used is how far. -1 without memory. */
@@ -312,7 +317,7 @@ static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int who
     int open = 0;
     b.e = e;
     b.tokens = 0;
-    b.held = 0;
+    b.held = b.misses = b.jobs = 0;
     while (at < n) {
         uint64_t starts = text[at] < 0x80 ? weir_ascii_starts(v->pattern, text + at, n - at) : 1;
         size_t start = at;
@@ -331,6 +336,8 @@ static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int who
         if (b.held >= WEIR_BATCH) weir_look_up(&b);
     }
     weir_look_up(&b);
+    weir_resolve(&b);
+    weir_merge_jobs(&b);
     *used = at;
     return b.tokens;
 }
