@@ -172,7 +172,9 @@ def test_no_machine_in_the_tree() -> None:
 def sources(*roots: str) -> str:
     """Every source of the product, and of other folders, as one text; without the two tables themselves."""
     tables = {ROOT / "proxy" / "bounds.py", ROOT / "proxy" / "errors.py"}
-    paths = [path for root in roots for path in (ROOT / root).rglob("*") if path.suffix in (".py", ".pyx", ".pxi", ".h")]
+    paths = [
+        path for root in roots for path in (ROOT / root).rglob("*") if path.suffix in (".py", ".pyx", ".pxi", ".h")
+    ]
     return "\n".join(path.read_text() for path in paths if path not in tables)
 
 
