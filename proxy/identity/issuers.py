@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from proxy.identity.claims import Json
 from proxy.identity.jwks import KeySet, published
 from proxy.policy.snapshot import Issuer
@@ -68,7 +70,8 @@ class Issuers:
 
     def adopt(self, issuers: Mapping[str, Issuer]) -> bool:
         """Takes the issuers of a new policy; whether anything changed. Call inside the running loop."""
-        wanted = {issuer.issuer: issuer for issuer in issuers.values()}
+        # Where in its file an issuer stands is no matter of its tokens.
+        wanted = {issuer.issuer: replace(issuer, source="") for issuer in issuers.values()}
         if wanted == {iss: keys.issuer for iss, keys in self._sets.items()}:
             return False
         before, self._sets = self._sets, {}

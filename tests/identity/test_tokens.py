@@ -267,7 +267,7 @@ def test_a_verdict_ends_with_the_policy(tmp_path: Path) -> None:
         async with desk(tmp_path) as made:
             said = token()
             first = await made.identify(said)
-            made.tokens.adopt({"corp": issuer()})
+            made.tokens.adopt({"corp": issuer(source="config/weir.yaml:10")})  # a line was added above it
             assert await made.identify(said) is first
             made.tokens.adopt({"corp": issuer(audiences=("weir-2",))})
             assert await made.code(said) == "token_audience"
