@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from proxy.house import House
     from proxy.policy.effective import Limit
 
+_ABSENT = msgspec.Raw(b"null")
 # Whose arithmetic holds for what the body brings.
 _PROMPTS = {"messages": "chat.completions", "prompt": "completions", "input": "embeddings"}
 
 
 class _Asked(msgspec.Struct):
-    """The body, as far as its shape matters here: `peek` has read it already."""
+    """The body's prompts as they stand: `peek` has read them already, and here only their kind matters."""
 
-    messages: list[msgspec.Raw] | None = None
-    prompt: msgspec.Raw | None = None
-    input: msgspec.Raw | None = None
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    input: msgspec.Raw = _ABSENT
 
 
 async def tokenize(call: Call, house: House) -> None:
@@ -88,15 +89,14 @@ def _entry(limit: Limit) -> tuple[int, bytes, int, int]:
 
 def endpoint_of(body: bytes) -> str:
     """The endpoint whose prompt this is. Raises Refusal bad_value for a body with none, or with more than one."""
-    try:
-        asked = msgspec.json.decode(body, type=_Asked)
-    except msgspec.ValidationError:
-        raise Refusal("bad_value", "messages must be a list", param="messages") from None
-    found = [name for name in _PROMPTS if getattr(asked, name) is not None]
+    asked = msgspec.json.decode(body, type=_Asked)
+    values = {name: bytes(getattr(asked, name)) for name in _PROMPTS}
+    found = [name for name, value in values.items() if value != b"null"]
     if len(found) != 1:
         said = " and ".join(found) or "none"
         raise Refusal("bad_value", f"one of messages, prompt and input is expected, it has {said}", param="input")
-    value = getattr(asked, found[0])
-    if found[0] != "messages" and bytes(value).lstrip()[:1] not in (b'"', b"["):
-        raise Refusal("bad_value", f"{found[0]} must be text or a list", param=found[0])
-    return _PROMPTS[found[0]]
+    (name,) = found
+    if values[name][:1] != b"[" and (name == "messages" or values[name][:1] != b'"'):
+        kind = "a list" if name == "messages" else "text or a list"
+        raise Refusal("bad_value", f"{name} must be {kind}", param=name)
+    return _PROMPTS[name]

@@ -56,7 +56,7 @@ def ask(two: Two, method: str, path: str, key: str, body: dict[str, Any] | None 
     return status, answered, payload
 
 
-ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/tokenize"]
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)
