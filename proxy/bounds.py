@@ -128,6 +128,7 @@ FLUSH_BACKOFF_SECONDS_MAX = 5  # between tries while Redis or the database is aw
 KEY_USED_SECONDS = 60  # a key's last use is stored no finer than this: one small write a minute for a busy key
 KEY_NETWORKS_MAX = 32  # CIDR blocks of one key: each is looked at on its requests
 KEY_NAMES_MAX = 256  # endpoints, or models, that one key is narrowed to
+KEYS_REVOKED_MAX = 10_000  # in one transaction, about two seconds with their records; more take several
 KEY_TEXT_BYTES_MAX = 128  # a key's name, owner and plan
 INVITE_SECONDS_MAX = 7 * 86_400  # an invite that nobody took up in a week is asked for again
 BOOTSTRAP_SECONDS_MAX = 3600  # the first admin's token opens everything: it is for the person at the terminal, now

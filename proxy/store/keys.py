@@ -15,6 +15,7 @@ from msgspec.structs import asdict, fields
 from sqlalchemy import ColumnElement, Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from proxy import bounds
 from proxy.identity.actor import By
 from proxy.identity.roles import Action, Actor, Scope, allowed, may, may_issue
 from proxy.store.audit import Attempt, Auditing, NotDone, Notes
@@ -80,7 +81,7 @@ def described(row: KeyRow) -> dict[str, Any]:
 
 
 def actor_of(row: KeyRow) -> Actor:
-    """The actor that a service key is."""
+    """The actor that a service key is. Whether it is in force still is for whoever admits it to look at."""
     return Actor("key", row.key_id, None, row.tenant, row.rights or (), row.scope)
 
 
@@ -171,8 +172,9 @@ class Keys(Auditing):
     ) -> list[str]:
         """Ends every key that is still valid and fits all that is given; returns their ids.
 
-        An owner's keys in every tenant are the platform's to end. Raises Forbidden, and ValueError when nothing is
-        given: that would end all.
+        An owner's keys in every tenant are the platform's to end. More than KEYS_REVOKED_MAX are ended in several
+        transactions: should one fail, what was ended stays so. Raises Forbidden, and ValueError when nothing is given:
+        that would end all.
         """
         wanted = {"tenant": tenant, "owner": owner, "name": name}
         conditions: list[ColumnElement[bool]] = [keys.c[word] == value for word, value in wanted.items() if value]
@@ -183,13 +185,19 @@ class Keys(Auditing):
         async def work(connection: AsyncConnection, notes: Notes) -> list[str]:
             may(by.actor, "keys.revoke", tenant, owner)
             query = select(keys).where(*conditions, keys.c.revoked_us.is_(None)).order_by(keys.c.key_id)
+            query = query.limit(bounds.KEYS_REVOKED_MAX)
             rows = [_key(row) for row in await connection.execute(query.with_for_update())]
             # The request itself is on record too: it also says what was meant when there was nothing to end.
             notes.add("keys.revoke", tenant, target, None, {"revoked": len(rows)}, reason)
             await self._revoke(connection, rows, at_us, reason, notes)
             return [row.key_id for row in rows]
 
-        return await self.audited(by, Attempt("keys.revoke", tenant, target), work)
+        done: list[str] = []
+        while True:
+            part = await self.audited(by, Attempt("keys.revoke", tenant, target), work)
+            done += part
+            if len(part) < bounds.KEYS_REVOKED_MAX:
+                return done
 
     async def _revoke(
         self, connection: AsyncConnection, rows: Sequence[KeyRow], at_us: int, reason: str, notes: Notes

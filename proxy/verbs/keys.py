@@ -9,7 +9,8 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,21 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
         seconds=None if args.expires_in is None else key_fields.seconds(args.expires_in, "--expires-in"),
         **key_fields.parse(args, policy),
     )
-    store = Store.open(process.database)
-    try:
+    async with _open(process) as store:
         row = await store.insert_key(row, operator())
-    finally:
-        await store.close()
     _announce(process, board.KEYS_CREATED)
     _show(row, secret, args)
+
+
+@asynccontextmanager
+async def _open(process: Settings, *, readonly: bool = False) -> AsyncIterator[Store]:
+    """The database, of this version's schema. Raises SchemaMismatch, StoreUnavailable."""
+    store = Store.open(process.database, readonly=readonly)
+    try:
+        await store.check_schema()
+        yield store
+    finally:
+        await store.close()
 
 
 def _show(row: KeyRow, secret: str, args: argparse.Namespace) -> None:
@@ -114,12 +123,8 @@ def _show(row: KeyRow, secret: str, args: argparse.Namespace) -> None:
 
 
 async def _list(args: argparse.Namespace, process: Settings) -> None:
-    store = Store.open(process.database, readonly=True)
-    try:
-        await store.check_schema()
+    async with _open(process, readonly=True) as store:
         rows = await store.list_keys(args.tenant, args.user)
-    finally:
-        await store.close()
     if args.json:
         print(json.dumps([_public(row) for row in rows]))
         return
@@ -144,8 +149,7 @@ async def _list(args: argparse.Namespace, process: Settings) -> None:
 
 async def _rotate(args: argparse.Namespace, process: Settings) -> None:
     overlap = 0 if args.overlap == "0" else key_fields.seconds(args.overlap, "--overlap")
-    store = Store.open(process.database)
-    try:
+    async with _open(process) as store:
         # The old key's word for its environment is in the key itself, which Weir does not have.
         secret = keys.new_secret(args.env)
         digest = key_digest(secret.encode(), pepper.of(process.data_dir, process.pepper))
@@ -158,8 +162,6 @@ async def _rotate(args: argparse.Namespace, process: Settings) -> None:
             overlap * 1_000_000,
             operator(),
         )
-    finally:
-        await store.close()
     _announce(process, board.KEYS_GENERATION, board.KEYS_CREATED)
     _show(row, secret, args)
 
@@ -167,8 +169,7 @@ async def _rotate(args: argparse.Namespace, process: Settings) -> None:
 async def _revoke(args: argparse.Namespace, process: Settings) -> None:
     if (args.key_id is None) == (args.tenant is None and args.user is None):
         raise Wrong("which keys? give one KEY_ID, or --tenant or --user or both")
-    store = Store.open(process.database)
-    try:
+    async with _open(process) as store:
         if args.key_id is not None:
             await store.revoke_key(args.key_id, wall_us(), operator(), args.reason)
             done = [args.key_id]
@@ -176,8 +177,6 @@ async def _revoke(args: argparse.Namespace, process: Settings) -> None:
             done = await store.revoke_keys(
                 wall_us(), operator(), tenant=args.tenant, owner=args.user, reason=args.reason
             )
-    finally:
-        await store.close()
     _announce(process, board.KEYS_GENERATION)
     if args.key_id is not None:
         print(json.dumps({"key_id": args.key_id, "revoked": True}) if args.json else f"{args.key_id} is revoked")
@@ -218,14 +217,11 @@ def replace_run_key(process: Settings, tenant: str) -> str:
 
     async def replace() -> str:
         secret, row = new_row(process, tenant, RUN_KEY_NAME, env="run", seconds=RUN_KEY_HOURS * 3600)
-        store = Store.open(process.database)
-        try:
+        async with _open(process) as store:
             await store.revoke_keys(
                 wall_us(), operator(), tenant=tenant, name=RUN_KEY_NAME, reason="weir run starts anew"
             )
             await store.insert_key(row, operator())
-        finally:
-            await store.close()
         _announce(process, board.KEYS_GENERATION, board.KEYS_CREATED)
         return secret
 

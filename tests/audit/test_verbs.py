@@ -162,6 +162,21 @@ def test_a_key_that_makes_no_sense_is_not_made(gateway: Gateway, weir: Weir, wor
     assert keys_of(gateway) == {}
 
 
+def test_a_database_without_schema_is_told_of(gateway: Gateway, weir: Weir) -> None:
+    """Every verb that needs one says what to run, and makes none by the way."""
+    (gateway.data / "weir.db").unlink()
+    for words in (
+        "keys create --tenant acme",
+        "keys list",
+        "keys revoke x",
+        "audit list",
+        "audit verify",
+        "admin bootstrap",
+    ):
+        assert "Run `weir run`" in weir(*words.split())
+    assert not (gateway.data / "weir.db").exists()
+
+
 def test_rotation_overlaps(gateway: Gateway, weir: Weir) -> None:
     """The successor is the same key with another secret and as long a life; the old one ends with the overlap."""
     old = weir("keys", "create", "--tenant", "acme", "--owner", "anna", "--right", "usage.read", "--expires-in", "10d")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.identity.actor import operator
+from proxy.identity.keys import principal_of
 from proxy.store.keys import KeyRow
 from proxy.store.store import BadData, NotDone, Store
 from tests.store.records import run
@@ -153,3 +154,34 @@ def test_keys_of_a_name_are_revoked_together(url: str) -> None:
         await store.close()
 
     run(work())
+
+
+def test_very_many_keys_are_revoked_in_parts(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than fit one transaction: all of them end, each once, and the other tenant's stay."""
+    monkeypatch.setattr("proxy.bounds.KEYS_REVOKED_MAX", 2)
+
+    async def work() -> None:
+        store = Store.open(url)
+        for number in range(5):
+            await store.insert_key(key(number), OPERATOR)
+        await store.insert_key(key(9, tenant="globex"), OPERATOR)
+        assert await store.revoke_keys(7, OPERATOR, tenant="acme") == [f"key_{number}" for number in range(5)]
+        assert [row.key_id for row in await store.list_keys() if row.revoked_us is None] == ["key_9"]
+        records = await store.audit_rows(action="keys.revoke")
+        assert sorted(one.target for one in records) == [
+            *(f"key_{number}" for number in range(5)),
+            *["tenant=acme"] * 3,
+        ]
+        await store.close()
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("expires_us", "retires_us", "ends_us"), [(None, None, None), (5, None, 5), (None, 7, 7), (5, 7, 5), (7, 5, 5)]
+)
+def test_a_key_ends_by_what_comes_first(expires_us: int | None, retires_us: int | None, ends_us: int | None) -> None:
+    """Its expiry or the end of its overlap with a successor: that is what a worker knows of it."""
+    row = key(1, expires_us=expires_us, retires_us=retires_us)
+    assert row.ends_us == ends_us
+    assert principal_of(row).expires_us == ends_us
