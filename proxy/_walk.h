@@ -21,8 +21,9 @@ enum {
     WJ_ARGUMENTS, /* as WJ_TEXT */
 };
 
-/* Keys inside messages, prompt and input. What we do not know may still contain what we know. */
-static int wj_request_class(const wj_str *key) {
+/* Keys inside messages, prompt and input. What we do not know may still contain what we know. Inlined, its many
+   branches cost the walk a fifth of its speed. */
+static __attribute__((noinline)) int wj_request_class(const wj_str *key) {
     uint8_t buffer[WJ_NAME_MAX + 1];
     size_t n;
     const uint8_t *name = wj_name(key, buffer, &n);
@@ -202,8 +203,7 @@ key:
     if (!p) return NULL;
     class = level[depth - 1];
     if (reads && class == WJ_ALL) j->text += wj_length(&s);
-    else if (reads && class != WJ_SKIP) class = wj_request_class(&s);
-    if (reads && class == WJ_SKIP) j->unread += level[depth - 1] != WJ_SKIP;
+    else if (reads && class != WJ_SKIP && (class = wj_request_class(&s)) == WJ_SKIP) j->unread++;
     p = wj_space(p, end);
     if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected");
     p++;
