@@ -11,6 +11,7 @@ from pathlib import Path
 from aiohttp import http_parser
 
 from proxy import board
+from proxy._fastpath import BadTable
 from proxy.clock import boot_id, now_ns
 from proxy.front import Front
 from proxy.house import House
@@ -27,6 +28,7 @@ from proxy.store.store import Store
 from proxy.telemetry.calls import CallMetrics
 from proxy.telemetry.log import Lines
 from proxy.telemetry.metrics import Counters
+from proxy.tokens import ENCODINGS, encoding
 from proxy.upstreams.pool import Pool
 from proxy.upstreams.target import Target
 from proxy.worker import Worker
@@ -46,6 +48,11 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         # Most request smuggling faults of aiohttp's were in its Python parser.
         raise CannotStart("aiohttp's C parser is not loaded; unset AIOHTTP_NO_EXTENSIONS or install aiohttp's wheel")
+    try:
+        for name in ENCODINGS:
+            encoding(name)  # now, and not in the first call that needs it
+    except BadTable as error:
+        raise CannotStart(str(error)) from None
     loop = asyncio.get_running_loop()
     journal = settings.journal
     epoch = Epoch.create(
