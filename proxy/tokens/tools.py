@@ -45,12 +45,13 @@ _WORDS = {"string": "string", "number": "number", "integer": "number", "boolean"
 class _Writer:
     """Writes definitions as TypeScript, and notes whether all of it is covered."""
 
-    def __init__(self, style: Tools, characters_max: int) -> None:
-        self.characters_left = characters_max
+    def __init__(self, style: Tools, value_bytes: int) -> None:
+        self.characters_left = 4 * value_bytes + 4096
+        # The shortest schema that says anything has about 16 bytes; a text of others takes long to write out.
+        self.schemas_left = min(TOOL_SCHEMAS_MAX, value_bytes // 16 + 1)
         self.inline = style.layout == "inline"
         self.indent = style.indent
         self.documented = True
-        self.schemas = 0
         self.roots: list[dict[str, Any]] = []  # of the schema that is being written: where its references point
         self.open: list[str] = []  # references that are being written: a schema may contain itself
 
@@ -107,8 +108,8 @@ class _Writer:
 
     def type(self, schema: dict[str, Any], depth: int) -> str:
         """The type of a value."""
-        self.schemas += 1
-        if self.schemas > TOOL_SCHEMAS_MAX:
+        self.schemas_left -= 1
+        if self.schemas_left < 0:
             raise _TooLarge
         if not schema.keys() <= _SHOWN | _SILENT or depth > 2:
             self.documented = False
@@ -180,7 +181,7 @@ def count(style: Tools, value: bytes, counter: Counter) -> Count:
         if functions is not None:
             if not functions:
                 return Count(0, False)
-            writer = _Writer(style, 4 * len(value) + 4096)
+            writer = _Writer(style, len(value))
             text = writer.definitions(functions)
             return Count(counter.count(text.encode()) + style.section, writer.documented)
     except (msgspec.DecodeError, _TooLarge, RecursionError, UnicodeError):
