@@ -18,6 +18,7 @@ import pytest
 
 from proxy import tokens
 from proxy._scan import AnswerCounter, Frames, peek, read_answer, read_head, with_usage
+from proxy.tokens import chat, families
 
 CALLS = 1000  # in one round
 FRAMES = 1000  # in one long stream
@@ -56,6 +57,24 @@ BODY = json.dumps(
     },
     separators=(",", ":"),
 ).encode()
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": f"look_up_{number}",
+            "description": "Looks a word up in the dictionary of that number",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "word": {"type": "string", "description": "The word, as it is written in the text"},
+                    "language": {"type": "string", "enum": ["en", "de", "fr"]},
+                },
+                "required": ["word"],
+            },
+        },
+    }
+    for number in range(10)
+]
 FRAME = (
     b'data: {"id":"chatcmpl-BfEQk2Yw7R9sT1uVx3Za5bCd","object":"chat.completion.chunk","created":1718345013,'
     b'"model":"gpt-4o-mini-2024-07-18","choices":[{"index":0,"delta":{"content":" weir"},"finish_reason":null}],'
@@ -181,6 +200,25 @@ def test_peek_of_a_megabyte(benchmark: Any, text: str) -> None:
     body = json.dumps({"model": "m", "input": text * (10**6 // len(text.encode()))}, ensure_ascii=False).encode()
     assert 990 < len(body) // 1000 < 1010
     per_call(benchmark, lambda: peek(body), 1000, calls=3, each=len(body) // 1000)
+
+
+def test_prompt_tokens(benchmark: Any) -> None:
+    """The tokens of that body's prompt, with the arithmetic of its family."""
+    family = families.find("gpt-4o-mini")
+    assert family is not None
+    counter, facts = tokens.encoding(family.encoding), peek(BODY)
+    assert chat.prompt_tokens(family, counter, BODY, facts, "chat.completions", "acme")[1] == "counted"
+    per_call(benchmark, lambda: chat.prompt_tokens(family, counter, BODY, facts, "chat.completions", "acme"))
+
+
+def test_prompt_tokens_with_tools(benchmark: Any) -> None:
+    """The same with an agent's tools, which were counted before."""
+    family = families.find("gpt-4o-mini")
+    assert family is not None
+    body = BODY[:-1] + b',"tools":%s}' % json.dumps(TOOLS).encode()
+    counter, facts = tokens.encoding(family.encoding), peek(body)
+    assert chat.prompt_tokens(family, counter, body, facts, "chat.completions", "acme")[1] == "counted"
+    per_call(benchmark, lambda: chat.prompt_tokens(family, counter, body, facts, "chat.completions", "acme"))
 
 
 def test_with_usage(benchmark: Any) -> None:
