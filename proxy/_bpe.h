@@ -22,6 +22,7 @@ enum {
     WEIR_BATCH = 32,     /* pieces looked up in the caches together */
     WEIR_MISSED = 16,    /* and those not found there, in the vocabulary */
     WEIR_BATCH_MAX = WEIR_BATCH + WEIR_ASCII_BLOCK,
+    WEIR_ASCII_FEW = 24, /* fewer bytes are split one by one sooner than all at once */
 };
 
 typedef struct {
@@ -185,12 +186,12 @@ static inline weir_back *weir_back_of(const weir_encoding *e, const uint8_t *tex
 static int64_t weir_count_long(weir_encoding *e, const uint8_t *text, size_t n) {
     const weir_vocab *v = e->v;
     if (n <= v->long_max && weir_known_long(v, text, n, weir_long_hash(text, n))) return 1;
-    int64_t tokens = weir_merge(v, text, n);
+    int64_t tokens = weir_merge(v, text, n, 0);
     if (tokens >= 0) return tokens;
     if (e->wide == NULL && (e->wide = malloc(sizeof *e->wide)) == NULL) return -1;
     weir_units_wide *w = e->wide;
     weir_units u = {w->key, w->least, w->top, w->id, w->next, w->before, w->start};
-    tokens = weir_merge_windows(v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, &u);
+    tokens = weir_merge_windows(v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, 0, &u);
     return tokens >= 0 ? tokens : weir_merge_slowly(v, text, n);
 }
 
@@ -309,6 +310,12 @@ static void weir_look_up(weir_batch *b) {
     b->held = 0;
 }
 
+static inline void weir_finish(weir_batch *b) {
+    weir_look_up(b);
+    if (b->misses) weir_resolve(b);
+    if (b->jobs) weir_merge_jobs(b);
+}
+
 /* Counts pieces; unless `whole`, only up to the first whose end is open. *used is how far. -1 without memory. */
 static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int whole, size_t *used) {
     const weir_vocab *v = e->v;
@@ -319,7 +326,8 @@ static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int who
     b.tokens = 0;
     b.held = b.misses = b.jobs = 0;
     while (at < n) {
-        uint64_t starts = text[at] < 0x80 ? weir_ascii_starts(v->pattern, text + at, n - at) : 1;
+        uint64_t starts = 1;
+        if (text[at] < 0x80 && n - at >= WEIR_ASCII_FEW) starts = weir_ascii_starts(v->pattern, text + at, n - at);
         size_t start = at;
         while ((starts &= starts - 1)) {
             size_t end = start + (size_t)__builtin_ctzll(starts);
@@ -335,10 +343,19 @@ static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int who
         }
         if (b.held >= WEIR_BATCH) weir_look_up(&b);
     }
-    weir_look_up(&b);
-    weir_resolve(&b);
-    weir_merge_jobs(&b);
+    if (at) weir_finish(&b);
     *used = at;
+    return b.tokens;
+}
+
+/* The tokens of one piece; -1 without memory. */
+static int64_t weir_count_piece(weir_encoding *e, const uint8_t *text, size_t n) {
+    weir_batch b;
+    b.e = e;
+    b.tokens = 0;
+    b.held = b.misses = b.jobs = 0;
+    if (n && weir_take(&b, text, n, n) < 0) return -1;
+    weir_finish(&b);
     return b.tokens;
 }
 

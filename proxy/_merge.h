@@ -16,6 +16,7 @@
 
 enum {
     WEIR_SPAN = 256,       /* bytes merged at once on the stack */
+    WEIR_KEEP = 208,       /* windows are joined at a token that begins before: what follows needs not be right yet */
     WEIR_SPAN_WIDE = 4096, /* where tokens are too long for that: 66 KB, made when first needed */
 };
 
@@ -183,12 +184,13 @@ static void weir_find_joint(const weir_units *u, unsigned units, size_t keep, we
     joint->tokens = tokens;
 }
 
-/* The tokens of a piece, merged in windows of so many bytes; -1 where two windows could not be joined. */
+/* The tokens of a piece, merged in windows of so many bytes; -1 where two windows could not be joined, or where the
+   first token has not the `expected` bytes, if any are. */
 static int64_t weir_merge_windows(
-    const weir_vocab *v, const uint8_t *text, size_t n, size_t window, size_t keep, const weir_units *u
+    const weir_vocab *v, const uint8_t *text, size_t n, size_t window, size_t keep, size_t expected, const weir_units *u
 ) {
     weir_joint joint = {0, 0, 0, 0};
-    size_t at = 0, expected = 0;
+    size_t at = 0;
     int64_t tokens = 0;
     unsigned units;
     while (n - at > window) {
@@ -197,21 +199,21 @@ static int64_t weir_merge_windows(
             weir_merge_in(v, text + at, window, u, &units);
             weir_find_joint(u, units, keep, &joint);
         }
-        if (joint.start == 0 || (at > 0 && joint.first_bytes != expected)) return -1;
+        if (joint.start == 0 || (expected && joint.first_bytes != expected)) return -1;
         tokens += (int64_t)joint.tokens;
         at += joint.start;
         expected = joint.bytes;
     }
     tokens += weir_merge_in(v, text + at, n - at, u, &units);
-    return at == 0 || u->start[u->next[0]] == expected ? tokens : -1;
+    return !expected || u->start[u->next[0]] == expected ? tokens : -1;
 }
 
 /* The tokens of up to 256 bytes, merged on the stack; of more, window by window, or -1. */
-static int64_t weir_merge(const weir_vocab *v, const uint8_t *text, size_t n) {
+static int64_t weir_merge(const weir_vocab *v, const uint8_t *text, size_t n, size_t expected) {
     int32_t key[WEIR_SPAN], least[16], top[16], id[WEIR_SPAN];
     uint16_t next[WEIR_SPAN], before[WEIR_SPAN], start[WEIR_SPAN + 1];
     weir_units u = {key, least, top, id, next, before, start};
-    return weir_merge_windows(v, text, n, WEIR_SPAN, WEIR_SPAN - 48, &u);
+    return weir_merge_windows(v, text, n, WEIR_SPAN, WEIR_KEEP, expected, &u);
 }
 
 /* Whether the bytes are one token, however many. */

@@ -1,34 +1,33 @@
 /* Counting a text that comes in parts. Complete pieces are counted at once; what may still grow is kept.
 
-   A stream is small until a piece is long, and belongs to one encoding, which must outlive it. */
+   A stream has about half a kilobyte until a piece is long, and belongs to one encoding, which must outlive it. */
 
 #ifndef WEIR_STREAM_H
 #define WEIR_STREAM_H
 
-#include "_bpe.h"
+#include <stddef.h>
+
+#include "_growing.h"
 
 enum {
-    WEIR_STREAM_INLINE = 256, /* bytes kept in the stream itself */
+    WEIR_STREAM_INLINE = 256, /* bytes kept in the stream itself; a longer piece is followed as it grows */
 };
 
 typedef struct weir_stream {
     weir_encoding *e;
-    int64_t tokens;        /* of what was settled */
-    uint8_t *text;         /* what is pending: `kept`, or memory of its own */
+    int64_t tokens; /* of what was settled */
+    uint8_t *text;  /* what is pending, from a piece's start on: `kept`, or memory of its own */
     size_t pending, room;
-    size_t again;          /* so much must be pending before it is looked at again */
-    uint16_t high;         /* a high surrogate whose low one may come, or 0 */
+    uint16_t high; /* a high surrogate whose low one may come, or 0 */
+    weir_growing growing;
     uint8_t kept[WEIR_STREAM_INLINE];
 } weir_stream;
 
 static void weir_stream_start(weir_stream *s, weir_encoding *e) {
+    memset(s, 0, offsetof(weir_stream, kept));
     s->e = e;
-    s->tokens = 0;
     s->text = s->kept;
-    s->pending = 0;
     s->room = WEIR_STREAM_INLINE;
-    s->again = 0;
-    s->high = 0;
 }
 
 static void weir_stream_end(weir_stream *s) {
@@ -53,25 +52,45 @@ static int weir_stream_grow(weir_stream *s, size_t more) {
     return 0;
 }
 
-static int weir_stream_add(weir_stream *s, const uint8_t *text, size_t n) {
-    if (weir_stream_grow(s, n) < 0) return -1;
-    memcpy(s->text + s->pending, text, n);
-    s->pending += n;
-    if (s->pending < s->again) return 0;
-    size_t used;
-    int64_t tokens = weir_run(s->e, s->text, s->pending, 0, &used);
-    if (tokens < 0) return -1;
-    s->tokens += tokens;
-    s->pending -= used;
-    memmove(s->text, s->text + used, s->pending);
+/* Forgets the first bytes of what is pending: they are counted. */
+static void weir_stream_drop(weir_stream *s, size_t bytes) {
+    s->pending -= bytes;
     if (s->text != s->kept && s->pending <= WEIR_STREAM_INLINE / 2) {
-        memcpy(s->kept, s->text, s->pending);
+        memcpy(s->kept, s->text + bytes, s->pending);
         free(s->text);
         s->text = s->kept;
         s->room = WEIR_STREAM_INLINE;
+    } else if (bytes) {
+        memmove(s->text, s->text + bytes, s->pending);
     }
-    /* A piece that stays open is read anew only when it has doubled, so that long ones cost linear time. */
-    s->again = s->pending > WEIR_STREAM_INLINE / 2 ? 2 * s->pending : 0;
+}
+
+static int weir_stream_add(weir_stream *s, const uint8_t *text, size_t n) {
+    size_t used;
+    int64_t tokens;
+    if (weir_stream_grow(s, n) < 0) return -1;
+    memcpy(s->text + s->pending, text, n);
+    s->pending += n;
+    if (s->growing.kind) {
+        int open = 0;
+        if (weir_growing_on(&s->growing, s->e->v, s->text, s->pending)) {
+            weir_growing_join(&s->growing, s->e, s->text);
+            return 0;
+        }
+        s->growing.kind = WEIR_G_NONE;
+        used = weir_piece(s->e->v, s->text, 0, s->pending, &open);
+        if (!open) {
+            tokens = weir_join_count(&s->growing.head, s->e, s->text, 0, used);
+            if (tokens < 0) return -1;
+            s->tokens += tokens;
+            weir_stream_drop(s, used);
+        }
+    }
+    tokens = weir_run(s->e, s->text, s->pending, 0, &used);
+    if (tokens < 0) return -1;
+    s->tokens += tokens;
+    if (used) weir_stream_drop(s, used);
+    if (s->pending > WEIR_STREAM_INLINE) weir_growing_start(&s->growing, s->e->v, s->text, s->pending);
     return 0;
 }
 
@@ -178,17 +197,20 @@ static int weir_stream_feed_json(weir_stream *s, const uint8_t *raw, size_t n) {
 /* Bytes that are not yet settled. */
 static size_t weir_stream_pending(const weir_stream *s) { return s->pending + (s->high ? 3 : 0); }
 
-/* The tokens of all text so far, as if it ended here; -1 without memory. */
+/* The tokens of all text so far, as if it ended here; -1 without memory. Costs what the pending piece costs, or, once it
+   is long, a window of it. */
 static int64_t weir_stream_count(weir_stream *s) {
     if (s->pending == 0) return s->tokens + (s->high != 0);
     int64_t tokens;
-    size_t n = s->pending;
     if (s->high) {
         if (weir_stream_grow(s, 3) < 0) return -1;
-        memcpy(s->text + n, weir_replacement, 3);
-        n += 3;
+        memcpy(s->text + s->pending, weir_replacement, 3);
+        tokens = weir_count_tokens(s->e, s->text, s->pending + 3);
+    } else if (s->growing.kind) {
+        tokens = weir_growing_count(&s->growing, s->e, s->text, s->pending);
+    } else {
+        tokens = weir_count_tokens(s->e, s->text, s->pending);
     }
-    tokens = weir_count_tokens(s->e, s->text, n);
     return tokens < 0 ? -1 : s->tokens + tokens;
 }
 

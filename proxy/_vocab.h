@@ -65,6 +65,15 @@ typedef struct {
     size_t size;
 } weir_vocab;
 
+/* The class of an ASCII character: what the splitter's short cuts take for granted. */
+static inline int weir_ascii_class(int c) {
+    if (c == '\n' || c == '\r') return WEIR_C_LINE;
+    if (c == ' ' || (c >= '\t' && c <= '\f')) return WEIR_C_SPACE;
+    if (c >= '0' && c <= '9') return WEIR_C_NUMBER;
+    if ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') return c < 'a' ? WEIR_C_UPPER : WEIR_C_LOWER;
+    return WEIR_C_OTHER;
+}
+
 /* Why a mapped file is no table of this version, or NULL, and then the vocabulary is filled in. */
 static const char *weir_vocab_open(weir_vocab *v, const uint8_t *base, size_t size) {
     const weir_table_head *head = (const weir_table_head *)base;
@@ -100,6 +109,10 @@ static const char *weir_vocab_open(weir_vocab *v, const uint8_t *base, size_t si
     for (int i = 0; i < 8704; i++)
         if (((const uint16_t *)part[WEIR_P_INDEX])[i] >= blocks) return "names a block of classes that it does not have";
     if (((const uint16_t *)part[WEIR_P_INDEX])[0] != 0) return "does not have the classes of ASCII first";
+    for (int c = 0; c < 128; c++)
+        if (part[WEIR_P_BLOCKS][c] != weir_ascii_class(c)) return "has classes of ASCII that no build writes";
+    for (uint64_t i = 128; i < blocks * 128; i++)
+        if (part[WEIR_P_BLOCKS][i] > WEIR_C_LINE) return "has a class of characters that no build writes";
     v->byte = (const int32_t *)part[WEIR_P_BYTE];
     v->couple = (const int32_t *)part[WEIR_P_COUPLE];
     v->pair = (const uint64_t *)part[WEIR_P_PAIR];
@@ -251,21 +264,27 @@ static int weir_known_long(const weir_vocab *v, const uint8_t *text, size_t n, u
     return 0;
 }
 
+/* Whether all three are bytes within a character. Without this look the class of what is no UTF-8 would depend on what
+   follows it, and a stream's count on where it was cut. */
+static inline int weir_rest(uint8_t a, uint8_t b, uint8_t c) {
+    return (((a ^ 0x80) | (b ^ 0x80) | (c ^ 0x80)) & 0xC0) == 0;
+}
+
 /* The class of the code point at `at` and its length; what is no UTF-8 is one byte of class OTHER. */
 static inline int weir_class_wide(const weir_vocab *v, const uint8_t *text, size_t at, size_t n, unsigned *length) {
     uint32_t c = text[at];
     *length = 1;
     if (c >= 0xF0) {
-        if (n - at < 4) return WEIR_C_OTHER;
+        if (n - at < 4 || !weir_rest(text[at + 1], text[at + 2], text[at + 3])) return WEIR_C_OTHER;
         c = ((c & 7) << 18) | ((text[at + 1] & 63u) << 12) | ((text[at + 2] & 63u) << 6) | (text[at + 3] & 63u);
         if (c > 0x10FFFF) return WEIR_C_OTHER;
         *length = 4;
     } else if (c >= 0xE0) {
-        if (n - at < 3) return WEIR_C_OTHER;
+        if (n - at < 3 || !weir_rest(text[at + 1], text[at + 2], 0x80)) return WEIR_C_OTHER;
         c = ((c & 15) << 12) | ((text[at + 1] & 63u) << 6) | (text[at + 2] & 63u);
         *length = 3;
     } else if (c >= 0xC0) {
-        if (n - at < 2) return WEIR_C_OTHER;
+        if (n - at < 2 || !weir_rest(text[at + 1], 0x80, 0x80)) return WEIR_C_OTHER;
         c = ((c & 31) << 6) | (text[at + 1] & 63u);
         *length = 2;
     } else {
