@@ -11,11 +11,11 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "_bpe.h"
+#include "_merge.h"
 
 int main(int count, char **arguments) {
     static weir_units_wide w;
-    weir_units u = {w.rank, w.least, w.top, w.id, w.next, w.before, w.start};
+    weir_units u = {w.key, w.least, w.top, w.id, w.next, w.before, w.start};
     weir_vocab v;
     struct stat found;
     uint32_t n;
@@ -30,8 +30,8 @@ int main(int count, char **arguments) {
     while (fread(&n, sizeof n, 1, stdin) == 1) {
         uint8_t *text = malloc(n); /* its own size, so that a sanitizer sees what is read behind it */
         if (text == NULL || fread(text, 1, n, stdin) != n) return 2;
-        long long narrow = weir_merge(&v, text, n);
-        long long wide = weir_merge_windows(&v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, &u);
+        long long narrow = weir_merge(&v, text, n, 0);
+        long long wide = weir_merge_windows(&v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, 0, &u);
         printf("%lld %lld %lld\n", narrow, wide, (long long)weir_merge_slowly(&v, text, n));
         free(text);
     }

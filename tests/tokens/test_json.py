@@ -135,3 +135,6 @@ def test_json_and_bytes_in_one_stream(name: str) -> None:
     stream.feed_json(rb"\u00e9 \ud83d\ude00")
     stream.feed(b" au lait")
     assert stream.count() == oracle.count(name, "caf\u00e9 \U0001f600 au lait")
+    stream.feed_json(rb" \ud83d")
+    stream.feed(b"\\ude00")  # no escape here, but six characters: the half before them stays alone
+    assert stream.count() == oracle.count(name, "caf\u00e9 \U0001f600 au lait \ufffd\\ude00")

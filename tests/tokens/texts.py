@@ -136,15 +136,30 @@ def long_words(chance: random.Random) -> str:
     return "".join(chance.choices(alphabet, k=chance.choice([200, 255, 256, 257, 511, 700, 1500, 4100])))
 
 
+def rules(chance: random.Random) -> str:
+    """Long pieces of long tokens: lines drawn with signs, and white space of several kinds, in uneven lengths."""
+    units = chance.choice(["=-_*#", "/.+~=", "-=", " \t", " \u00a0\t\u3000", "\n\r", "*-"])
+    return "".join([chance.choice(units) * chance.randrange(1, chance.choice([3, 20, 140])) for _ in range(40)])
+
+
+def alike(chance: random.Random) -> str:
+    """Words that differ in one letter: what is remembered of one must not be said of another."""
+    stem = "".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randrange(4, 30)))
+    at = chance.choice([0, len(stem) // 2, len(stem)])
+    return " ".join([stem[:at] + letter + stem[at:] for letter in "aeinorstlxzqj"])
+
+
 # How many of 100,000 texts are of each kind; the long ones cost most.
 KINDS: dict[Kind, int] = {
     structure: 40_000,
-    uniform: 10_000,
+    uniform: 8_000,
     crossings: 10_000,
     scripts: 22_000,
     runs: 5_000,
     vocabulary: 12_000,
-    long_words: 1_000,
+    long_words: 700,
+    rules: 300,
+    alike: 2_000,
 }
 
 
