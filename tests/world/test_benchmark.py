@@ -9,7 +9,7 @@ from benchmarks.measure import spread
 def test_every_step_can_be_timed_by_itself() -> None:
     """Aim: the harness still calls each step as the journey does, through to the row's record."""
     found = steps.measure(2)
-    assert list(found) == ["accept", "identify", "authorise", "admit", "route", "meter"]
+    assert list(found) == ["accept", "identify", "authorise", "count", "admit", "route", "meter"]
     assert all(us > 0 for us in found.values())
 
 
