@@ -22,7 +22,7 @@ from proxy.policy.snapshot import Model, Policy, Upstream
 from proxy.record import cut, encode_sent
 from proxy.telemetry.calls import CallMetrics
 from proxy.telemetry.log import Lines, Refused
-from proxy.tokens.tokenizer import Choice, Tokenizer, choose, tokenizer_of
+from proxy.tokens.tokenizer import Tokenizer, Tokenizers
 from proxy.upstreams.pool import Pool
 
 P = ParamSpec("P")
@@ -58,7 +58,7 @@ class House:
         self.sweeper = Sweeper(loop)
         self._make_pool = make_pool
         self._pools: dict[str, tuple[Upstream, Pool]] = {}
-        self._tokenizers: dict[str, tuple[Choice, Tokenizer]] = {}
+        self._tokenizers = Tokenizers()
         # A long text is counted beside the loop. Who only asks for a count has a thread apart, and slows no call.
         self._counting = ThreadPoolExecutor(bounds.COUNTING_THREADS, "weir-count")
         self._asked = ThreadPoolExecutor(1, "weir-asked")
@@ -105,14 +105,8 @@ class House:
         return tuple(routes)
 
     def tokenizer(self, model: Model) -> Tokenizer:
-        """What counts this model's tokens: one to a name, so that all its callers learn one ratio."""
-        choice = choose(model)
-        known = self._tokenizers.get(model.name)
-        if known is None or known[0] != choice:
-            if len(self._tokenizers) >= bounds.TOKENIZERS_MAX:
-                self._tokenizers.clear()
-            known = self._tokenizers[model.name] = (choice, tokenizer_of(choice))
-        return known[1]
+        """What counts this model's tokens."""
+        return self._tokenizers.of(model)
 
     async def aside(self, work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Runs a count in a thread, for a call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from proxy.bounds import HUGGINGFACE_BYTES_INLINE, HUGGINGFACE_BYTES_MAX, TEXT_BYTES_INLINE
+from proxy.bounds import HUGGINGFACE_BYTES_INLINE, HUGGINGFACE_BYTES_MAX, TEXT_BYTES_INLINE, TOKENIZERS_MAX
 from proxy.tokens import chat, encoding, families
 from proxy.tokens.calibration import Ratio
 from proxy.tokens.estimate import BYTES_PER_TOKEN_MILLI, fixed_tokens, prompt_tokens
@@ -165,6 +165,23 @@ def _family(model: Model) -> tuple[Family | None, str]:
         if family is not None:
             return family, f"by the name {name}"
     return None, ""
+
+
+class Tokenizers:
+    """Those in use in one worker: one to a model's name, so that all its callers teach and learn one ratio."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Choice, Tokenizer]] = {}
+
+    def of(self, model: Model) -> Tokenizer:
+        """The model's, the same as before unless the policy has chosen another one. Raises as `tokenizer_of`."""
+        choice = choose(model)._replace(reason="")  # that its line has moved is no other choice
+        known = self._known.get(model.name)
+        if known is None or known[0] != choice:
+            if len(self._known) >= TOKENIZERS_MAX:
+                self._known.clear()
+            known = self._known[model.name] = (choice, tokenizer_of(choice))
+        return known[1]
 
 
 def tokenizer_of(choice: Choice) -> Tokenizer:

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+import tokenizers.models
+import tokenizers.pre_tokenizers
+import tokenizers.trainers
 
 from tests.world.gateway import Gateway, wait_for
 from tests.world.process import UpstreamProcess
@@ -172,6 +176,17 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             weir.assert_at_rest()
 
 
+def trained(path: Path) -> Path:
+    """A small HuggingFace tokenizer.json, trained on this file."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=500, show_progress=False, initial_alphabet=alphabet)
+    made.train_from_iterator([Path(__file__).read_text("utf-8")], trainer)
+    made.save(str(path))
+    return path
+
+
 @pytest.fixture(scope="module")
 def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """Weir with one worker, whose ratios a test can follow, and models of all kinds of tokenizers.
@@ -195,6 +210,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
                 "burst-1000": {**narrow, "limits": {"tokens_per_minute": 1, "tokens_burst": 1000}},
                 "burst-fits": {**narrow, "limits": {"tokens_per_minute": 1, "tokens_burst": BURST_FITS}},
                 "burst-short": {**narrow, "limits": {"tokens_per_minute": 1, "tokens_burst": BURST_FITS - 1}},
+                "from-file": {**quiet, "tokenizer": f"file:{trained(directory / 'tokenizer.json')}"},
                 "twice": {**narrow, "limits": {"requests_per_minute": 2}},
             },
         }

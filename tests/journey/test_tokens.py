@@ -14,6 +14,7 @@ from typing import Any
 
 import openai
 import pytest
+import tokenizers
 
 from proxy.tokens.calibration import Ratio
 from proxy.tokens.estimate import fixed_tokens, prompt_tokens, text_tokens
@@ -262,6 +263,22 @@ def test_an_unknown_model_is_estimated_by_what_its_upstream_taught(counting: Hou
     assert figures(row) == (text_tokens(text, ratio.milli) + 4, text_tokens(320, ratio.milli), "estimated")
     _, row = ask(counting, "unknown-2", {"tokens": 40, "word": "abcdefg ", "usage": "none"})
     assert row["completion_tokens"] == 80
+
+
+def test_a_tokenizer_from_a_file_counts_prompts(counting: House) -> None:
+    """A prompt of text has the tokens of the model's own tokenizer.json; answers are estimated, and so is the row."""
+    made = tokenizers.Tokenizer.from_file(str(counting.weir.config.parent / "tokenizer.json"))
+    script = f"@{json.dumps({'tokens': 40, 'word': 'abcdefg '})} "
+    for text in ("one two", HARD * 200):
+        body = {"model": "from-file", "prompt": script + text, "stream": True}
+        _, _, _, request_id = counting.post(body, path="/v1/completions")
+        expected = len(made.encode(script + text, add_special_tokens=False).ids)
+        assert figures(counting.row(request_id)) == (expected, 80, "estimated")
+        status, _, answer, _ = counting.post({"model": "from-file", "input": text}, path="/v1/tokenize")
+        assert status == 200
+        tokens = len(made.encode(text, add_special_tokens=False).ids)
+        assert json.loads(answer)["tokens"] == tokens
+        assert (json.loads(answer)["source"], json.loads(answer)["tokenizer"]) == ("counted", "file:tokenizer.json")
 
 
 def test_a_model_that_thinks_is_a_lower_bound(counting: House) -> None:

@@ -7,15 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from proxy._scan import peek
-from proxy.bounds import TEXT_BYTES_INLINE
+from proxy.bounds import TEXT_BYTES_INLINE, TOKENIZERS_MAX
 from proxy.cli import main
 from proxy.policy.compile import compile_policy, examine
 from proxy.policy.effective import find_model
 from proxy.tokens import families
-from proxy.tokens.tokenizer import Choice, Estimated, Exact, choose, tokenizer_of
+from proxy.tokens.tokenizer import Choice, Estimated, Exact, Tokenizers, choose, tokenizer_of
 from tests.policy.gallery import EXAMPLE
 from tests.tokens import oracle
 from tests.world.gateway import Gateway
@@ -70,6 +71,26 @@ def test_what_decides(config: Path, name: str) -> None:
     made = tokenizer_of(choice)
     assert isinstance(made, Estimated if kind == "estimate" else Exact)
     assert (made.name, made.reasoning, made.encoding is None) == (kind, reasoning, kind == "estimate")
+
+
+def test_a_ratio_outlives_a_reload(config: Path) -> None:
+    """What was learnt of a model stays while its tokenizer does, also when its line in the file moves; names that
+    clients invent do not fill the memory."""
+    policy = compile_policy(config)
+    local, over = (find_model(policy, name) for name in ("local", "plain"))
+    assert local is not None
+    assert over is not None
+    made = Tokenizers()
+    first = made.of(local)
+    assert made.of(msgspec.structs.replace(local, source="weir.yaml:99")) is first
+    moved = msgspec.structs.replace(over, tokenizer_source="weir.yaml:99")
+    assert made.of(moved) is made.of(over)
+    assert made.of(msgspec.structs.replace(local, tokenizer="o200k_base")) is not first
+    for number in range(TOKENIZERS_MAX):
+        invented = find_model(policy, f"invented-{number}")
+        assert invented is not None
+        made.of(invented)
+    assert len(made._known) <= TOKENIZERS_MAX
 
 
 def test_explain_says_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
