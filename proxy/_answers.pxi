@@ -29,12 +29,11 @@ cdef tuple figures(const weir_usage* usage):
 
 
 @cython.final
+@cython.no_gc  # an encoding refers to nothing that could lead back
 cdef class AnswerCounter:
     """The tokens of one answer's text; see `_scan.pyi` and, for the C form, `_scan.pxd`."""
 
-    def __init__(self, Encoding encoding not None):
-        if self.encoding is not None:
-            raise TypeError("a counter counts one answer, with one encoding")
+    def __cinit__(self, Encoding encoding not None):
         self.encoding = encoding
         self.l.encoding = encoding.c
 
@@ -91,6 +90,7 @@ cdef class AnswerCounter:
 
 
 @cython.final
+@cython.no_gc
 cdef class Frames:
     """Scans an SSE byte stream cut anywhere; see `_scan.pyi` and, for the C form, `_scan.pxd`."""
 

@@ -6,9 +6,10 @@
    one long word holds up the loop. `weir_lanes_look` says how many tokens there are, once for each read. What waits
    goes to its lane at later looks, or in a thread at the end (`weir_lanes_finish`).
 
-   At a look a lane's last word, which may still grow, is counted anew. When that word is long this is put off until it
-   has doubled, so that a text without spaces costs no more than twice its own count; in between, and for what waits,
-   the count is an estimate by bytes and says so. */
+   At a look a lane's last word, which may still grow, is counted anew. Of a long one that is only its newest part, but
+   for the few (`_growing.h`) that must be counted whole: these are put off until they have doubled, so that a text
+   without spaces costs no more than twice its own count. In between, and for what waits, the count is an estimate by
+   bytes and says so. */
 
 #ifndef WEIR_LANES_H
 #define WEIR_LANES_H
@@ -31,7 +32,6 @@ typedef struct weir_lane {
     int64_t tokens;
     int64_t fresh;  /* bytes of text since `tokens` was found */
     size_t counted; /* bytes of the last word at that time */
-    size_t reread;  /* bytes that were pending when the stream last had to look for a word's end before its time */
     uint32_t look;  /* the last one that it got text for */
     int is_stale;
     weir_stream stream;
@@ -98,20 +98,17 @@ static size_t weir_lane_room(const weir_lanes *l, const weir_lane *lane) {
     return most < weir_inline_max ? weir_inline_max - most : 0;
 }
 
+/* Whether a count of the last word costs no more than its newest part. */
+static inline int weir_lane_followed(const weir_stream *s) {
+    return s->growing.kind && !s->growing.head.failed && !s->growing.tail.failed && !s->high;
+}
+
 static void weir_lane_feed(weir_lanes *l, weir_lane *lane, const uint8_t *raw, size_t bytes, int64_t length) {
     if (lane->look != l->look) {
         lane->look = l->look;
         l->spent += weir_stream_pending(&lane->stream);
     }
     l->spent += bytes;
-    /* A stream looks at a long word when it has doubled, which it may not get the room to do: so sooner, now and then. */
-    const size_t pending = weir_stream_pending(&lane->stream);
-    if (pending < lane->reread) lane->reread = 0;
-    const int due = pending - lane->reread >= pending / 5 || pending + bytes >= weir_inline_max;
-    if (pending >= weir_inline_max / 4 && due) {
-        lane->reread = pending;
-        lane->stream.again = 0;
-    }
     if (weir_stream_feed_json(&lane->stream, raw, bytes) < 0) l->failed = 1;
     lane->fresh += length;
     l->fresh += length;
@@ -236,7 +233,7 @@ static void weir_lanes_look(weir_lanes *l, int bound) {
     while (*at && !l->failed) {
         weir_lane *lane = *at;
         const size_t word = weir_stream_pending(&lane->stream);
-        if (bound && word > weir_word_max) {
+        if (bound && word > weir_word_max && !weir_lane_followed(&lane->stream)) {
             /* A shorter one than then is another one. */
             const int grows = word >= lane->counted && word < 2 * lane->counted;
             if ((bound == 1 && grows) || l->spent + word > weir_inline_max) {

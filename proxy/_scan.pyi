@@ -180,8 +180,9 @@ class AnswerCounter:
 
     Text is taken in by `Frames` and `read_answer`, and counted at once up to TEXT_BYTES_INLINE between two looks; what
     is more waits, at most ANSWER_BACKLOG_BYTES_MAX of it, for later looks or for `finish`. A word that is still growing
-    is counted anew at each look while it has at most WORD_BYTES_RECOUNTED bytes, then each time it has doubled; a word
-    longer than TEXT_BYTES_INLINE waits for `finish`. So all looks of an answer cost a small multiple of one count of it.
+    is counted anew at each look, a long one at the cost of its newest part. Of the few whose parts cannot be joined that
+    is done up to WORD_BYTES_RECOUNTED bytes, then each time they have doubled. A word longer than TEXT_BYTES_INLINE
+    waits for `finish`, and so does what follows it. All looks of an answer cost a small multiple of one count of it.
 
     Above ANSWER_LANES_MAX texts, ANSWER_STRINGS_MAX strings in one frame, or the backlog's bound, text is known by its
     bytes alone. A frame longer than FRAME_BYTES_PARSED_MAX is unknown altogether. Either makes the count an estimate

@@ -34,6 +34,10 @@ class Relay:
     whatever way. arrived_ns: CLOCK_BOOTTIME.
 
     The client's head leaves with the first byte of the body, so that everything before it can still become a refusal.
+    The tokens of the text are counted before each write, and stand in the slot when it is made: exactly, but for text
+    that waits (see `AnswerCounter`) or that nobody could read, where the slot says that it is an estimate. The text of a
+    JSON answer is counted when it is whole and has no usage.
+
     Deadlines need a `Sweeper` and count from `Connection.start`; first_byte_ms is for the first byte of the body. An
     answer other than 2xx whose body does not come whole is ANSWERED all the same, with as much of the body as came.
     """

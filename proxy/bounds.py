@@ -16,12 +16,16 @@ TOOLS_CACHED_MAX = 4096  # counts of tool definitions that are remembered in one
 TOOLS_BYTES_MAX = 256 * 1024  # of tool definitions that are decoded, about 1 ms; longer ones are counted as text
 TOOL_SCHEMAS_MAX = 5000  # in one request's tools that are written out; beyond them their text is counted
 REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID: kept on the wire up to here, replaced above
-# What of a request goes into its opened record. Their sum is below OPENED_BYTES_MAX, so that every call can be opened.
-REQUEST_ID_BYTES_KEPT = 64  # a mere column: the SDKs' ids have 36
+# What of a request goes into its opened record. `record` checks that all of it at its widest is below OPENED_BYTES_MAX,
+# so that every call can be opened.
+REQUEST_ID_BYTES_KEPT = 48  # a mere column: the SDKs' ids have 36
 USER_BYTES_MAX = 96  # the body's `user`, cut
 TAGS_MAX = 8  # per key: tags multiply what a report must group
 TAGS_BYTES_MAX = 96  # names and values of one key's tags together; refused above it where the key is made
+TAG_HEADER_BYTES_MAX = 32  # the name of the one tag header, which is the tag's own
 TAG_BYTES_MAX = 48  # the value of the one tag header, cut
+KEY_ID_BYTES_MAX = 20  # `jwt_` and 16 digits; a key's own is shorter
+ENDPOINT_BYTES_MAX = 16  # `chat.completions`
 MODEL_BYTES_MAX = 96  # longer model names are nobody's: refused as not found
 GRANTS_PER_KEY_MAX = 256  # (endpoint, model) pairs remembered for one key; a catch-all model makes their number open
 KEYS_CACHED_MAX = 100_000  # known keys in one worker, about 1 KB each
@@ -69,7 +73,7 @@ ANSWER_BYTES_PARSED_MAX = 16 * 1024 * 1024  # a JSON answer is kept this far to 
 FRAME_BYTES_HELD_MAX = 64 * 1024  # an incomplete frame is held back this far when a frame may have to be hidden
 FRAME_BYTES_PARSED_MAX = 1024 * 1024  # a longer frame is passed on unread: memory stays flat
 ANSWER_BACKLOG_BYTES_MAX = 1024 * 1024  # of one answer's text may wait to be counted; what is more is estimated
-WORD_BYTES_RECOUNTED = 256  # a word still growing is counted anew at each write up to here, then when it has doubled
+WORD_BYTES_RECOUNTED = 256  # a growing word that must be counted whole is, at each write; above, when it has doubled
 ANSWER_LANES_MAX = 256  # texts told apart in one answer: 128 choices with content and reasoning; more are estimated
 ANSWER_STRINGS_MAX = 4096  # strings of text noted in one frame or whole answer; what is more is estimated
 CLIENT_BUFFER_BYTES_MAX = 128 * 1024  # written but unread by a slow client: above it the upstream is paused

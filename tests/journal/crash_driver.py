@@ -64,7 +64,7 @@ def live(directory: Path, oracle: memoryview, seed: int) -> None:
             slot = chance.choice(slots)
             frames = oracle[slot.call * ROW + NOTED] + 1
             oracle[slot.call * ROW + NOTED] = frames
-            slot.progress(frames, frames * 10, frames * 4, 0, 0, 0, 0, 0, 0, 1, 200, frames, 0)
+            slot.progress(frames, frames * 10, frames * 8, 0, 0, 0, 0, 0, 0, 1, 200, frames, 0)
         elif slots:
             slot = slots.pop(chance.randrange(len(slots)))
             oracle[slot.call * ROW + CLOSING] = 1
