@@ -84,7 +84,7 @@ def test_long_words(whole: str, delta_bytes: int) -> None:
 
 @pytest.mark.parametrize("letters", [300, 3000, 6200, 9900, 12_000])
 def test_long_words_one_after_another(letters: int) -> None:
-    """Words up to nearly TEXT_BYTES_INLINE are counted at the looks, each when it has ended: little waits at the end."""
+    """Words up to nearly TEXT_BYTES_INLINE are counted at the looks: little waits at the end."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     whole = " ".join("".join(chance.choices("abcdefgh", k=letters)) for _ in range(60_000 // letters))
