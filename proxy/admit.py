@@ -141,5 +141,6 @@ def header_tag(call: Call, name: str) -> tuple[tuple[str, str], ...]:
     wanted = name.encode()
     for header, value in call.exchange.raw_headers:
         if header.lower() == wanted:
-            return ((cut(name, bounds.TAG_BYTES_MAX), cut(value.decode("utf-8", "replace"), bounds.TAG_BYTES_MAX)),)
+            tag = cut(value.decode("utf-8", "replace"), bounds.TAG_BYTES_MAX)
+            return ((cut(name, bounds.TAG_HEADER_BYTES_MAX), tag),)
     return ()

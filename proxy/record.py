@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from proxy import bounds
 from proxy.bounds import MODEL_BYTES_MAX, REQUEST_ID_BYTES_MAX
 from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, Source, UsageEvent
 
@@ -169,3 +170,33 @@ def rebuild(found: Found) -> bytes:
 def encode_wreck(found: Found) -> bytes:
     """What is left of a call that `rebuild` cannot read, byte for byte: nothing is lost and nothing is guessed."""
     return WRECK + _encoder.encode((found.call, found.attempt, found.counters, found.state, found.opened, found.sent))
+
+
+def widest() -> Opened:
+    """The opened record that takes the most bytes of all that the bounds let through."""
+    # A text of 32 bytes needs a byte more of msgpack than a shorter one: as many of them as there can be.
+    texts = ["t" * 32] * (bounds.TAGS_BYTES_MAX // 32) + ["t" * (bounds.TAGS_BYTES_MAX % 32)]
+    texts += [""] * (2 * bounds.TAGS_MAX - len(texts))
+    tags = [*zip(texts[::2], texts[1::2], strict=True), ("h" * bounds.TAG_HEADER_BYTES_MAX, "v" * bounds.TAG_BYTES_MAX)]
+    return Opened(
+        tenant="t" * bounds.TENANT_NAME_BYTES_MAX,
+        key_id="k" * bounds.KEY_ID_BYTES_MAX,
+        user="u" * bounds.USER_BYTES_MAX,
+        tags=tuple(tags),
+        request_id="r" * bounds.REQUEST_ID_BYTES_KEPT,
+        endpoint="e" * bounds.ENDPOINT_BYTES_MAX,
+        model="m" * MODEL_BYTES_MAX,
+        stream=True,
+        prompt_tokens=_INTEGER_MAX,
+        prompt_source="estimated",
+        started_us=_INTEGER_MAX,
+        price_prompt=_INTEGER_MAX,
+        price_cached=_INTEGER_MAX,
+        price_completion=_INTEGER_MAX,
+        price_version="p" * bounds.PRICE_VERSION_BYTES_MAX,
+        reasoning=True,
+    )
+
+
+# Whoever adds a field to `Opened` learns here, and not from a call that cannot be opened, that its slot is too small.
+assert len(encode_opened(widest())) <= bounds.OPENED_BYTES_MAX

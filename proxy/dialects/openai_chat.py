@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from proxy.bounds import ENDPOINT_BYTES_MAX
 from proxy.errors import Refusal
 
 
@@ -33,6 +34,7 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/healthz": Endpoint("health", "GET", ""),
     "/readyz": Endpoint("health", "GET", ""),
 }
+assert all(len(endpoint.name) <= ENDPOINT_BYTES_MAX for endpoint in ENDPOINTS.values())
 MODEL_PREFIX = "/v1/models/"
 MODEL = Endpoint("models", "GET", "")
 

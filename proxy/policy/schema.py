@@ -55,7 +55,7 @@ TokenizerName = Annotated[
 ]
 HeaderName = Annotated[
     str,
-    Meta(pattern=r"^[A-Za-z0-9-]+$", max_length=bounds.TAG_BYTES_MAX, extra={"rule": "letters, digits and -"}),
+    Meta(pattern=r"^[A-Za-z0-9-]+$", max_length=bounds.TAG_HEADER_BYTES_MAX, extra={"rule": "letters, digits and -"}),
 ]
 Seconds = Annotated[float, Meta(ge=0.01, le=86_400, extra={"unit": "seconds"})]
 Count = Annotated[int, Meta(ge=1, le=bounds.LIMIT_MAX)]

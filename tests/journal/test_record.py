@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import record
+from proxy import bounds, record
 from proxy.bounds import OPENED_BYTES_MAX, RECORD_BYTES_MAX
 from proxy.call import EpochEnd, Opened, Outcome, Progress, Sent, Source, UsageEvent
 
@@ -215,6 +215,22 @@ def test_absurd_figures_do_not_fail_a_close() -> None:
     event = row(usage_seen=1, prompt_tokens=2**64 - 1, completion_tokens=2**64 - 1, audio_tokens=2**64 - 1)
     assert event.prompt_tokens == event.cost_nanos == event.audio_tokens == 2**63 - 1
     assert record.decode(record.encode(event)) == event
+
+
+def test_every_field_at_its_bound_fits_its_slot() -> None:
+    """Cut to the bounds, the widest call there can be is opened, whatever its characters; a byte more would be seen."""
+    widest = record.widest()
+    for letter in ("x", "é", "€", "𝄞"):
+        texts = {
+            name: record.cut(letter * 200, len(value))
+            for name, value in msgspec.structs.asdict(widest).items()
+            if isinstance(value, str) and name != "prompt_source"
+        }
+        size = len(record.encode_opened(msgspec.structs.replace(widest, **texts)))
+        assert size <= len(record.encode_opened(widest)) <= OPENED_BYTES_MAX, letter
+    lengths = [len(name) + len(value) for name, value in widest.tags]
+    assert len(lengths) == bounds.TAGS_MAX + 1
+    assert sum(lengths[:-1]) == bounds.TAGS_BYTES_MAX
 
 
 def test_the_longest_row_fits() -> None:

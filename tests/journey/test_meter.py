@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from proxy.bounds import REQUEST_ID_BYTES_KEPT
 from proxy.journal import read_records
 from tests.journey.calling import Client, chat, keys_verb, once
 from tests.journey.conftest import House
@@ -138,7 +139,7 @@ def test_a_request_id_is_kept_or_made(trio: House) -> None:
     assert said["too long"].startswith("req_")
     assert len(set(said.values())) == 4
     for request_id in said.values():
-        assert trio.row(request_id[:64])["prompt_tokens"] == 77
+        assert trio.row(request_id[:REQUEST_ID_BYTES_KEPT])["prompt_tokens"] == 77
         assert [event["id"] for event in trio.asked(request_id)] == [request_id]
 
 
