@@ -190,7 +190,7 @@ _KEEPER = (
         "counter",
         (),
         "Times the audit log was found not to follow from its last anchor.",
-        "An alarm: rows were changed or removed. Run `weir audit verify`; keep the database and the anchors as they are.",
+        "An alarm: rows were changed or removed. Run `weir audit verify`; keep database and anchors as they are.",
     ),
     Family(
         "weir_recoveries_total",
