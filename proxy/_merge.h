@@ -61,56 +61,71 @@ static inline int32_t weir_min(const int32_t *r) {
 }
 #endif
 
-/* Whether at a seam between two characters some token may take a part of one: then both start as bytes. */
+enum { WEIR_SEAM_LEFT = 1, WEIR_SEAM_RIGHT = 2 };
+
+static inline int weir_seam_bit(const uint8_t *bits, uint64_t bit) { return bits[bit >> 3] >> (bit & 7) & 1; }
+
+static inline int weir_seam_marked(const uint8_t *bits, const uint8_t *text, size_t at, size_t n) {
+    uint64_t near = (uint64_t)text[at - 1] << 8 | text[at];
+    if (WEIR_LIKELY(!weir_seam_bit(bits, near))) return 0;
+    if (at >= 2 && !weir_seam_bit(bits + 8192, ((uint64_t)text[at - 2] << 16 | near) * WEIR_MIX_A >> 48)) return 0;
+    return at + 1 >= n || weir_seam_bit(bits + 16384, (near << 8 | text[at + 1]) * WEIR_MIX_A >> 48);
+}
+
+/* Which characters beside a seam must start as their bytes, because some token may take a part of them. */
 static inline int weir_seam(const weir_vocab *v, const uint8_t *text, size_t at, size_t n) {
-    uint32_t left = text[at - 1], right = text[at], near = left << 8 | right;
-    if (WEIR_LIKELY(!((v->seams[near >> 3] >> (near & 7)) & 1))) return 0;
-    if (at >= 2) {
-        uint64_t before = (((uint64_t)text[at - 2] << 16 | near) * WEIR_MIX_A) >> 48;
-        if (!((v->seams[8192 + (before >> 3)] >> (before & 7)) & 1)) return 0;
+    return (weir_seam_marked(v->seams, text, at, n) ? WEIR_SEAM_LEFT : 0) |
+           (weir_seam_marked(v->seams + 3 * 8192, text, at, n) ? WEIR_SEAM_RIGHT : 0);
+}
+
+/* The token of the character at the text's start if it is one, and its length in any case; 0 for what is no character
+   of two to four bytes, or is followed by more of their kind. */
+static inline size_t weir_character(const weir_vocab *v, const uint8_t *text, size_t n, int32_t *id) {
+    uint8_t lead = text[0];
+    size_t length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+    uint32_t point;
+    if (lead < 0xC2 || lead > 0xF4 || length > n) return 0;
+    if (!weir_rest(text[1], length > 2 ? text[2] : 0x80, length > 3 ? text[3] : 0x80)) return 0;
+    if (length < n && (text[length] & 0xC0) == 0x80) return 0;
+    if (length == 2) {
+        point = (lead & 31u) << 6 | (text[1] & 63u);
+    } else if (length == 3) {
+        point = (lead & 15u) << 12 | (text[1] & 63u) << 6 | (text[2] & 63u);
+        if (point < 0x800) point = 0; /* written too long, and so no UTF-8 */
+    } else {
+        point = (lead & 7u) << 18 | (text[1] & 63u) << 12 | (text[2] & 63u) << 6 | (text[3] & 63u);
+        point = point >> 12 == 0x1F ? point - 0x1F000 + 0x10000 : 0; /* code point 0 is no character's token */
     }
-    if (at + 1 < n) {
-        uint64_t after = (((uint64_t)near << 8 | text[at + 1]) * WEIR_MIX_A) >> 48;
-        if (!((v->seams[16384 + (after >> 3)] >> (after & 7)) & 1)) return 0;
-    }
-    return 1;
+    *id = point ? v->chars[point] : WEIR_NONE;
+    return length;
 }
 
 /* Splits text into the units that merging starts from; returns their number. A character that is a token is one unit
    where its seams allow it; else its bytes are. */
 static inline unsigned weir_start(const weir_vocab *v, const uint8_t *text, size_t n, const weir_units *u) {
     unsigned units = 0;
-    int cut = 0; /* the seam before `at` is one that needs bytes */
+    int seam = 0; /* before `at` */
     size_t at = 0;
     while (at < n) {
-        uint8_t lead = text[at];
+        int32_t id;
+        size_t length = text[at] < 0x80 ? 0 : weir_character(v, text + at, n - at, &id), end = at + length;
         u->start[units] = (uint16_t)at;
-        if (lead >= 0xC2 && lead < 0xF0) {
-            size_t length = lead < 0xE0 ? 2 : 3, end = at + length;
-            if (end <= n && (text[at + 1] & 0xC0) == 0x80 && (length == 2 || (text[at + 2] & 0xC0) == 0x80) &&
-                (end == n || (text[end] & 0xC0) != 0x80)) {
-                int here = cut;
-                cut = end < n && weir_seam(v, text, end, n);
-                if (!here && !cut) {
-                    uint32_t point = length == 2 ? (lead & 31u) << 6 | (text[at + 1] & 63u)
-                                                 : (lead & 15u) << 12 | (text[at + 1] & 63u) << 6 | (text[at + 2] & 63u);
-                    int32_t id = v->chars[point];
-                    if (id != WEIR_NONE) {
-                        u->id[units++] = id;
-                        at = end;
-                        continue;
-                    }
-                }
-                for (; at < end; at++) {
-                    u->start[units] = (uint16_t)at;
-                    u->id[units++] = v->byte[text[at]];
-                }
-                continue;
-            }
+        if (length == 0) {
+            u->id[units++] = v->byte[text[at++]];
+            seam = at < n && text[at] >= 0xC0 ? weir_seam(v, text, at, n) : 0;
+            continue;
         }
-        u->id[units++] = v->byte[lead];
-        at++;
-        cut = at < n && text[at] >= 0xC0 && weir_seam(v, text, at, n);
+        int before = seam;
+        seam = end < n ? weir_seam(v, text, end, n) : 0;
+        if (id != WEIR_NONE && !(before & WEIR_SEAM_RIGHT) && !(seam & WEIR_SEAM_LEFT)) {
+            u->id[units++] = id;
+            at = end;
+            continue;
+        }
+        for (; at < end; at++) {
+            u->start[units] = (uint16_t)at;
+            u->id[units++] = v->byte[text[at]];
+        }
     }
     u->start[units] = (uint16_t)n;
     return units;

@@ -37,8 +37,8 @@ enum {
     WEIR_P_TEXT,
     WEIR_P_INDEX,  /* u16[8704]: the block of each 128 code points */
     WEIR_P_BLOCKS, /* u8[128] a block: classes; the first is ASCII's */
-    WEIR_P_CHARS,  /* i32[65536]: the token of each code point above 0x7F that is one */
-    WEIR_P_SEAMS,  /* three times 65536 bits: see _seams in build.py */
+    WEIR_P_CHARS,  /* i32[69632]: the token of each code point that is one: 0x80 to 0xFFFF, then 0x1F000 to 0x1FFFF */
+    WEIR_P_SEAMS,  /* six times 65536 bits: see _seams in build.py */
     WEIR_TABLE_PARTS
 };
 
@@ -96,8 +96,8 @@ static const char *weir_vocab_open(weir_vocab *v, const uint8_t *base, size_t si
     expected[WEIR_P_MIDDLE] = 16ull << head->middle_bits;
     expected[WEIR_P_LONG] = 16ull << head->long_bits;
     expected[WEIR_P_INDEX] = 8704 * 2;
-    expected[WEIR_P_CHARS] = 65536 * 4;
-    expected[WEIR_P_SEAMS] = 3 * 8192;
+    expected[WEIR_P_CHARS] = (65536 + 4096) * 4;
+    expected[WEIR_P_SEAMS] = 6 * 8192;
     for (int i = 0; i < WEIR_TABLE_PARTS; i++) {
         uint64_t offset = head->part[i][0], bytes = head->part[i][1];
         if (offset < WEIR_TABLE_HEAD || offset % 8 || offset > size || bytes > size - offset)

@@ -25,6 +25,7 @@ FILTER_BITS = 21
 ID_BITS = 18
 BLOCK = 128  # code points in one block of classes
 CHARS = 0x10000
+EMOJI, EMOJIS = 0x1F000, 0x1000  # code points beyond the first plane that are kept as characters
 NONE = 0x7FFFFFFF  # no such pair, no such character
 MASK = (1 << 64) - 1
 MIX_A, MIX_B = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93  # odd, with well spread bits
@@ -207,40 +208,48 @@ def _class_blocks(classes: bytes) -> tuple[bytes, bytes]:
     return index.tobytes(), b"".join(numbers)
 
 
+def _points() -> Iterable[int]:
+    """The code points that may be units of a merge: those of the first plane, and of the emoji's 4,096."""
+    yield from (point for point in range(0x80, CHARS) if not 0xD800 <= point < 0xE000)
+    yield from range(EMOJI, EMOJI + EMOJIS)
+
+
 def _characters(rank: dict[bytes, int]) -> bytes:
-    """The token of each code point below 0x10000 that is one by itself and has more than one byte."""
-    table = array("i", [NONE]) * CHARS
-    for point in range(0x80, CHARS):
-        if not 0xD800 <= point < 0xE000:
-            table[point] = rank.get(chr(point).encode(), NONE)
+    """The token of each code point that is one by itself and has more than one byte; the emoji's after the others."""
+    table = array("i", [NONE]) * (CHARS + EMOJIS)
+    for point in _points():
+        table[point if point < CHARS else point - EMOJI + CHARS] = rank.get(chr(point).encode(), NONE)
     return table.tobytes()
 
 
 def _seams(tokens: Sequence[bytes], rank: dict[bytes, int]) -> bytes:
-    """Where a merge may not start from whole characters: three sets of bits over the bytes around a seam of two.
+    """Where a merge may not start from a whole character: sets of bits over the bytes around a seam of two characters.
 
     A character that is a token comes to be in any text before its neighbours can take a part of it, unless a token of
     lower rank joins a part of its bytes with what lies beyond the seam. Each such token marks the seams it can lie
     over: by one byte on each side; by two before and one after; by one before and two after (the last two mixed down
-    to 16 bits). Only a seam that is marked in all three needs its characters' bytes.
+    to 16 bits). Only where a seam is marked in all three must the character start as its bytes. The first three sets
+    are about the character before the seam, the others about the one after it.
     """
     latest: dict[bytes, int] = {}  # of the characters with these first, or these last, bytes: the highest rank
-    for point in range(0x80, CHARS):
-        if 0xD800 <= point < 0xE000:
-            continue
+    for point in _points():
         text = chr(point).encode()
         own = rank.get(text, -1)
         for cut in range(1, len(text)):
             for piece in (text[:cut], text[cut:]):
                 latest[piece] = max(latest.get(piece, -1), own)
-    seams = set()
+    left_seams, right_seams = set(), set()
     for own, token in enumerate(tokens):
         for cut in range(1, min(3, len(token) - 1) + 1):
             head, tail = token[:cut], token[-cut:]
-            if latest.get(tail, -1) > own and tail[0] >= 0xC0:
-                seams.add((token[:-cut][-2:], tail[:2]))
             if latest.get(head, -1) > own and head[0] < 0xC0 and token[cut] & 0xC0 != 0x80:
-                seams.add((head[-2:], token[cut : cut + 2]))
+                left_seams.add((head[-2:], token[cut : cut + 2]))
+            if latest.get(tail, -1) > own and tail[0] >= 0xC0:
+                right_seams.add((token[:-cut][-2:], tail[:2]))
+    return _seam_bits(left_seams) + _seam_bits(right_seams)
+
+
+def _seam_bits(seams: set[tuple[bytes, bytes]]) -> bytes:
     near, before, after = bytearray(8192), bytearray(8192), bytearray(8192)
     for left, right in seams:
         _mark(near, left[-1] << 8 | right[0])

@@ -21,8 +21,8 @@ from tests.tokens.oracle import NAMES
 ROOT = Path(__file__).resolve().parents[2]
 # Of the tables of this version of the format.
 SHA256 = {
-    "o200k_base": "ac1d896971c0fff2fd4a66d7eaf9e76dd13b6ad6fd6c108e3b6fb7cbe16505f9",
-    "cl100k_base": "73c14d2bd35de7178e0c5d868224fca441c74adc9c4c41f84e7f174ada00bfd9",
+    "o200k_base": "e2214852ff25e5e677ce457bdd97532a86dfc3850ba97113edafd694f03bddbd",
+    "cl100k_base": "b9150d2a60336e4fa5a4a638d4a3508f64931b8d72baaf1937617124ed8284c1",
 }
 
 
