@@ -49,6 +49,14 @@ static inline unsigned weir_run_of(uint64_t bits, unsigned at) {
     return rest ? (unsigned)__builtin_ctzll(rest) : 64;
 }
 
+/* Whether it is worth it: fewer bytes, or words of another script after an ASCII space, are split sooner one by one. */
+static inline int weir_ascii_next(const uint8_t *text, size_t n) {
+    uint64_t first;
+    if (n < 24) return 0;
+    memcpy(&first, text, 8);
+    return (first & 0x8080808080808080ull) == 0;
+}
+
 /* Starts of pieces among the 64 bytes from a piece's start on: bit 0 is always one. A piece is known with the start of
    the next, so one bit alone says that nothing is known. */
 static inline uint64_t weir_ascii_starts(int pattern, const uint8_t *text, size_t n) {
@@ -135,6 +143,8 @@ static inline uint64_t weir_ascii_starts(int pattern, const uint8_t *text, size_
 }
 #else
 enum { WEIR_ASCII_BLOCK = 0 };
+
+static inline int weir_ascii_next(const uint8_t *text, size_t n) { return 0; }
 
 static inline uint64_t weir_ascii_starts(int pattern, const uint8_t *text, size_t n) { return 1; }
 #endif

@@ -22,7 +22,6 @@ enum {
     WEIR_BATCH = 32,     /* pieces looked up in the caches together */
     WEIR_MISSED = 16,    /* and those not found there, in the vocabulary */
     WEIR_BATCH_MAX = WEIR_BATCH + WEIR_ASCII_BLOCK,
-    WEIR_ASCII_FEW = 24, /* fewer bytes are split one by one sooner than all at once */
 };
 
 typedef struct {
@@ -327,7 +326,7 @@ static int64_t weir_run(weir_encoding *e, const uint8_t *text, size_t n, int who
     b.held = b.misses = b.jobs = 0;
     while (at < n) {
         uint64_t starts = 1;
-        if (text[at] < 0x80 && n - at >= WEIR_ASCII_FEW) starts = weir_ascii_starts(v->pattern, text + at, n - at);
+        if (weir_ascii_next(text + at, n - at)) starts = weir_ascii_starts(v->pattern, text + at, n - at);
         size_t start = at;
         while ((starts &= starts - 1)) {
             size_t end = start + (size_t)__builtin_ctzll(starts);
