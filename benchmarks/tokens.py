@@ -80,7 +80,7 @@ def texts() -> Iterator[Text]:
     yield Text("English, 200 characters", chunks(english, 200), 6)
     yield Text("Python, 4 KB", chunks(code, 4096), 7)
     for name, language in LANGUAGES.items():
-        yield Text(f"{name}, 4 KB", chunks(catalogue(language), 4096), 3)
+        yield Text(f"{name}, 1 KB", chunks(catalogue(language), 1024), 3)  # of 4 KB there would be five
     draw = random.Random(SEED)
     for name, letters in [("hexadecimal", "0123456789abcdef"), ("base64", "AbCdEfGhIjKlMnOpQrStUvWxYz0123456789+/")]:
         yield Text(f"{name}, 4 KB", chunks("".join(draw.choices(letters, k=400_000)), 4096), 1)
