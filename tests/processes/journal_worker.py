@@ -36,7 +36,7 @@ def opened(call: int) -> Opened:
         model="demo",
         stream=True,
         prompt_tokens=7,
-        prompt_source="estimated",
+        prompt_source="counted",
         started_us=clock.wall_us(),
         price_prompt=0,
         price_cached=0,
@@ -72,7 +72,7 @@ async def main() -> None:
             await asyncio.sleep(0.001)  # a segment is being made
         if number <= left:
             slot.sent(1, encode_sent(SENT))
-            slot.progress(2, 200, 40, 0, 0, 0, 0, 0, 0, 9, 200)
+            slot.progress(2, 200, 40, 0, 0, 0, 0, 0, 0, 9, 200, text_tokens=10)
             open_slots.append((slot, begun))
         else:
             finish(epoch, slot, begun)

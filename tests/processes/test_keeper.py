@@ -213,7 +213,7 @@ def test_a_killed_worker_becomes_rows(house: House) -> None:
         "SELECT prompt_tokens, completion_tokens, relayed_frames, relayed_bytes, source, upstream"
         " FROM usage WHERE termination = 'crash'"
     )
-    assert crashed == [(7, 10, 2, 200, "estimated", "default")] * 5
+    assert crashed == [(7, 10, 2, 200, "counted", "default")] * 5
     assert Board(house.arena).rows() == []
     assert house.metric("weir_recoveries_total") == 1
     assert house.metric("weir_recovered_calls_total") == 5
