@@ -180,17 +180,22 @@ static inline weir_back *weir_back_of(const weir_encoding *e, const uint8_t *tex
     return e->back + (((mixed ^ (mixed >> 29)) * WEIR_MIX_B) >> (64 - WEIR_BACK_BITS));
 }
 
+/* As weir_merge, with windows of 4,096 bytes; -2 without memory. */
+static int64_t weir_merge_wide(weir_encoding *e, const uint8_t *text, size_t n, size_t expected) {
+    if (e->wide == NULL && (e->wide = malloc(sizeof *e->wide)) == NULL) return -2;
+    weir_units_wide *w = e->wide;
+    weir_units u = {w->key, w->least, w->top, w->id, w->next, w->before, w->start};
+    return weir_merge_windows(e->v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, expected, &u);
+}
+
 /* The tokens of a piece that is too long for the batch; -1 without memory. Where windows of 256 bytes cannot be joined,
    those of 4,096 can, and where those cannot, which no text is known to show, a search without windows ends it. */
 static int64_t weir_count_long(weir_encoding *e, const uint8_t *text, size_t n) {
     const weir_vocab *v = e->v;
     if (n <= v->long_max && weir_known_long(v, text, n, weir_long_hash(text, n))) return 1;
     int64_t tokens = weir_merge(v, text, n, 0);
-    if (tokens >= 0) return tokens;
-    if (e->wide == NULL && (e->wide = malloc(sizeof *e->wide)) == NULL) return -1;
-    weir_units_wide *w = e->wide;
-    weir_units u = {w->key, w->least, w->top, w->id, w->next, w->before, w->start};
-    tokens = weir_merge_windows(v, text, n, WEIR_SPAN_WIDE, WEIR_SPAN_WIDE - 4 * WEIR_TOKEN_MAX, 0, &u);
+    if (tokens == -1) tokens = weir_merge_wide(e, text, n, 0);
+    if (tokens == -2) return -1;
     return tokens >= 0 ? tokens : weir_merge_slowly(v, text, n);
 }
 

@@ -9,12 +9,21 @@
 
 #include "_bpe.h"
 
+enum { WEIR_STEP_BACK = 1024 };
+
+/* A place where windows were joined. */
+typedef struct {
+    size_t at, expected; /* bytes of the token there, 0 at the piece's start */
+    int64_t tokens;      /* before it */
+} weir_mark;
+
 /* A piece, or what would be one if the text ended, counted up to a joint. */
 typedef struct {
-    size_t from, at, expected; /* its start; the joint; bytes of the token there, 0 at the start */
-    size_t reach;              /* where the windows so far end: a shorter piece needs others */
-    int64_t tokens;            /* before the joint */
-    int failed;                /* its windows could not be joined: it is counted whole, each time */
+    size_t from;             /* its start */
+    weir_mark joint;         /* the last one */
+    weir_mark middle, early; /* ones at least 1,024 bytes before it, and before each other */
+    size_t reach;            /* where the windows so far end: a shorter piece needs others */
+    int failed;              /* its windows could not be joined: it is counted whole, each time */
 } weir_join;
 
 typedef struct {
@@ -98,31 +107,40 @@ static void weir_join_on(weir_join *join, const weir_vocab *v, const uint8_t *te
     weir_units u = {key, least, top, id, next, before, start};
     if (join->from != from || join->reach > end) {
         memset(join, 0, sizeof *join);
-        join->from = join->at = from;
+        join->from = join->joint.at = join->middle.at = join->early.at = from;
     }
-    while (!join->failed && end > join->at && end - join->at > WEIR_SPAN + 8) {
+    weir_mark *last = &join->joint;
+    while (!join->failed && end > last->at && end - last->at > WEIR_SPAN + 8) {
         weir_joint joint;
         unsigned units;
-        weir_merge_in(v, text + join->at, WEIR_SPAN, &u, &units);
+        weir_merge_in(v, text + last->at, WEIR_SPAN, &u, &units);
         weir_find_joint(&u, units, WEIR_KEEP, &joint);
-        if (joint.start == 0 || (join->expected && joint.first_bytes != join->expected)) {
+        if (joint.start == 0 || (last->expected && joint.first_bytes != last->expected)) {
             join->failed = 1;
             return;
         }
-        join->reach = join->at + WEIR_SPAN;
-        join->tokens += (int64_t)joint.tokens;
-        join->at += joint.start;
-        join->expected = joint.bytes;
+        if (last->at - join->middle.at >= WEIR_STEP_BACK) {
+            join->early = join->middle;
+            join->middle = *last;
+        }
+        join->reach = last->at + WEIR_SPAN;
+        last->tokens += (int64_t)joint.tokens;
+        last->at += joint.start;
+        last->expected = joint.bytes;
     }
 }
 
-/* The tokens of the piece from `from` to `end`; -1 without memory. */
+/* The tokens of the piece from `from` to `end`; -1 without memory. Near the end the encoding may not have a token where
+   the last joint expects it; then it is merged in one from an early joint. */
 static int64_t weir_join_count(weir_join *join, weir_encoding *e, const uint8_t *text, size_t from, size_t end) {
+    int64_t tokens;
     if (end - from <= WEIR_SPAN) return weir_count_piece(e, text + from, end - from);
     weir_join_on(join, e->v, text, from, end);
     if (!join->failed) {
-        int64_t tokens = weir_merge(e->v, text + join->at, end - join->at, join->expected);
-        if (tokens >= 0) return join->tokens + tokens;
+        tokens = weir_merge(e->v, text + join->joint.at, end - join->joint.at, join->joint.expected);
+        if (tokens >= 0) return join->joint.tokens + tokens;
+        tokens = weir_merge_wide(e, text + join->early.at, end - join->early.at, join->early.expected);
+        if (tokens >= 0) return join->early.tokens + tokens;
     }
     return weir_count_long(e, text + from, end - from);
 }

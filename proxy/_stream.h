@@ -10,7 +10,7 @@
 #include "_growing.h"
 
 enum {
-    WEIR_STREAM_INLINE = 256, /* bytes kept in the stream itself; a longer piece is followed as it grows */
+    WEIR_STREAM_INLINE = 192, /* bytes kept in the stream itself; a longer piece is followed as it grows */
 };
 
 typedef struct weir_stream {
