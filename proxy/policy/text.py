@@ -40,7 +40,8 @@ class Sequence(NamedTuple):
 
 Node = Scalar | Mapping | Sequence
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+# What YAML 1.1 has no place for (c-printable, section 5.1).
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
 _REWORDED = {
     "mapping values are not allowed in this context": "a second `:` on this line, or an indentation that does not "
     "fit the line above; put text that holds `: ` in quotes",

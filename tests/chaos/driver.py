@@ -36,6 +36,7 @@ STORE_CARDS = {"kill redis": 2, "freeze redis": 1, "kill flush": 2, "freeze flus
 STORE_CARDS |= {"kill postgres": 1, "stop postgres": 1, "freeze postgres": 1}
 PATIENCE_SECONDS = 4.0  # at most so much longer than its pause does a blow wait for traffic
 LEDGER_BYTES_BETWEEN_BLOWS = 12_000  # about 30 requests that reached the upstream
+AWAITED_SECONDS_MAX = 90.0  # so long goes a run on in which something must happen first
 QUIET_SECONDS_MAX = 90.0  # from the last blow until every call must have its row
 
 
@@ -64,7 +65,11 @@ class Report(NamedTuple):
 
 
 class Chaos:
-    """One run. `cards` says which blows fall, and how often in each deck; `failpoints` arms the flushers."""
+    """One run. `cards` says which blows fall, and how often in each deck; `failpoints` arms the flushers.
+
+    `awaited` is a word on standard error without which the run would show nothing: until it stands there no store
+    is hit and the run does not end, however slow the machine is.
+    """
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class Chaos:
         cards: Mapping[str, int] | None = None,
         root: Path = ROOT,
         failpoints: str = "",
+        awaited: str = "",
         segment_bytes: int = 256 * 1024,
         quiet_seconds: float = QUIET_SECONDS_MAX,
         seconds_max: float = 1e9,
@@ -100,6 +106,7 @@ class Chaos:
         self.quiet_seconds = quiet_seconds
         self.seconds_max = seconds_max
         self.failpoints = failpoints
+        self.awaited = awaited.encode()
         self.redis: RedisServer | None = None
         self.postgres: PostgresServer | None = None
         self.weir: Gateway
@@ -163,13 +170,23 @@ class Chaos:
         return Report(self.seed, self._over(), asked, len(rows), seconds, self.blows, endings, self.findings)
 
     def _fight(self, clients: list[subprocess.Popen[bytes]]) -> None:
-        """Blows until so many requests are over and each kind of blow has fallen, or the time is up."""
+        """Blows until so many requests are over or the time is up, and each kind of blow has fallen."""
         until = time.monotonic() + self.seconds_max
-        while all(client.poll() is None for client in clients) and time.monotonic() < until:
+        at_last = time.monotonic() + AWAITED_SECONDS_MAX
+        while all(client.poll() is None for client in clients):
             self._step()
-            if self._over() >= self.requests and set(self.cards) <= set(self.blows):
+            over = self._over() >= self.requests or time.monotonic() > until
+            if over and self._heard() and set(self.cards) <= set(self.blows):
+                break
+            if time.monotonic() > max(until, at_last):
                 break
         self._dismiss(clients)
+
+    def _heard(self) -> bool:
+        """Whether what was awaited has been said."""
+        if self.awaited and self.awaited in self.weir.errors.read_bytes():
+            self.awaited = b""
+        return not self.awaited
 
     @staticmethod
     def _dismiss(clients: list[subprocess.Popen[bytes]]) -> None:
@@ -248,7 +265,8 @@ class Chaos:
         name = self.deck.pop() if self.deck else ""
         how, _, part = name.partition(" ")
         if part in ("redis", "postgres"):
-            self._blow_server(how, part, name)
+            if self._heard():
+                self._blow_server(how, part, name)
         elif part:
             self._blow_part(how, part, name)
         until = time.monotonic() + self.random.uniform(*self.pause)

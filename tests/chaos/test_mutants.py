@@ -12,6 +12,7 @@ from tests.chaos.mutants import Change
 from tests.chaos.test_exactly_once import seed_of
 
 KILL_WORKERS = {"kill worker": 1}
+FAILPOINT = "failpoint flush."  # a flusher died, or stopped, where it should
 REDIS_FORGETS = {"kill redis": 1, "kill worker": 2}
 
 
@@ -22,10 +23,14 @@ def attack(
     *,
     cards: dict[str, int],
     point: str = "",
+    awaited: str = "",
     requests: int = 300,
     concurrency: int = 24,
 ) -> Report:
-    """A short run against a changed copy of the product; `cards` are the blows, `point` arms a failpoint."""
+    """A short run against a changed copy of the product; `cards` are the blows, `point` arms a failpoint.
+
+    It goes on until `awaited` has been said: what the mutant must have done for its fault to matter.
+    """
     report = Chaos(
         directory,
         variant=variant,
@@ -36,6 +41,7 @@ def attack(
         pause=(0.9, 1.6),
         root=mutants.make(directory, changes),
         failpoints=point,
+        awaited=awaited,
         segment_bytes=64 * 1024,
         quiet_seconds=5,
         seconds_max=9,
@@ -46,13 +52,13 @@ def attack(
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(
-    ("changes", "variant", "cards", "requests", "point", "says"),
+    ("changes", "variant", "cards", "point", "awaited", "says"),
     [
-        (mutants.ACKNOWLEDGE_BEFORE_COMMIT, "redis", {}, 300, "flush.before_persist=kill@2", "sent again"),
-        (mutants.NO_PRIMARY_KEY, "redis", {}, 300, "flush.after_commit=kill@2", "double"),
-        # Long enough for a life to end, to be shipped and pruned, and for Redis to die before a flusher could read it.
-        (mutants.PRUNE_AT_SHIP, "forgetful", REDIS_FORGETS, 100_000, "flush.before_persist=stop", "lost"),
-        (mutants.FREE_BEFORE_APPEND, "sqlite", KILL_WORKERS, 300, "", "lost"),
+        (mutants.ACKNOWLEDGE_BEFORE_COMMIT, "redis", {}, "flush.before_persist=kill@2", FAILPOINT, "sent again"),
+        (mutants.NO_PRIMARY_KEY, "redis", {}, "flush.after_commit=kill@2", FAILPOINT, "double"),
+        # Redis dies once a life has ended, and was shipped and pruned, before a flusher could persist it.
+        (mutants.PRUNE_AT_SHIP, "forgetful", REDIS_FORGETS, "flush.before_persist=stop", "pruned at ship", "lost"),
+        (mutants.FREE_BEFORE_APPEND, "sqlite", KILL_WORKERS, "", mutants.DIED, "lost"),
     ],
     ids=["acknowledge_before_commit", "no_primary_key", "prune_at_ship", "free_before_append"],
 )
@@ -60,18 +66,18 @@ def test_each_mutant_is_caught(
     changes: tuple[Change, ...],
     variant: Variant,
     cards: dict[str, int],
-    requests: int,
     point: str,
+    awaited: str,
     says: str,
     tmp_path: Path,
 ) -> None:
     """Aim: a product with one promise broken does not pass, and it is that promise which is named."""
-    report = attack(tmp_path, changes, variant, cards=cards, point=point, requests=requests)
+    report = attack(tmp_path, changes, variant, cards=cards, point=point, awaited=awaited)
     assert any(finding.startswith(says) for finding in report.findings), report
 
 
 @pytest.mark.timeout(200)
-def test_the_pause_alone_is_not_what_is_caught(tmp_path: Path) -> None:
-    """Aim: the same pause in the right order loses nothing; the mutant is caught for its order."""
-    report = attack(tmp_path, mutants.APPEND_PAUSE_FREE, "sqlite", cards=KILL_WORKERS)
+def test_the_death_alone_is_not_what_is_caught(tmp_path: Path) -> None:
+    """Aim: the same death in the right order loses nothing; the mutant is caught for its order."""
+    report = attack(tmp_path, mutants.APPEND_DIE_FREE, "sqlite", cards=KILL_WORKERS, awaited=mutants.DIED)
     assert report.findings == []

@@ -56,6 +56,16 @@ def test_any_bytes_give_a_value_or_a_problem(raw: bytes, schema_type: type) -> N
         assert msgspec.convert(msgspec.to_builtins(value, builtin_types=(Decimal,)), schema_type) == value
 
 
+@pytest.mark.parametrize("first", range(0, 0x11000, 0x1000))
+def test_each_character_is_text_or_a_problem(first: int) -> None:
+    """Should refuse what YAML has no place for by its own sentence, and never raise."""
+    for code in range(first, first + 0x1000):
+        if not 0xD800 <= code < 0xE000:
+            raw = f"name: acme\nplan: {chr(code)}team\n".encode()
+            value, problems = read(raw, schema.TenantFile)
+            assert value is not None or problems, hex(code)
+
+
 def test_a_file_in_another_encoding_is_refused() -> None:
     """Should name the line and the first byte that is not UTF-8."""
     value, problems = read(b"name: acme\n# caf\xe9\nplan: team\n", schema.TenantFile)
