@@ -18,7 +18,7 @@ def seed_of(name: str) -> int:
     return seed
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("variant", "requests"), [("sqlite", 1800), ("redis", 1700), ("forgetful", 1700)])
 def test_every_call_has_its_one_row(variant: Variant, requests: int, tmp_path: Path) -> None:
     """Aim: after kills and freezes of every part, in the middle of streams too, the books are exact."""

@@ -30,7 +30,7 @@ def test_the_places_are_known() -> None:
     assert needed <= set(visited)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("variant", ["sqlite", "redis"])
 def test_dying_at_each_place_loses_nothing(variant: Variant, tmp_path: Path) -> None:
     """Aim: a part that dies at any named place leaves exact books; and every place is really reached."""

@@ -50,7 +50,7 @@ def attack(
     return report
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("changes", "variant", "cards", "point", "awaited", "says"),
     [
@@ -76,7 +76,7 @@ def test_each_mutant_is_caught(
     assert any(finding.startswith(says) for finding in report.findings), report
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_the_death_alone_is_not_what_is_caught(tmp_path: Path) -> None:
     """Aim: the same death in the right order loses nothing; the mutant is caught for its order."""
     report = attack(tmp_path, mutants.APPEND_DIE_FREE, "sqlite", cards=KILL_WORKERS, awaited=mutants.DIED)

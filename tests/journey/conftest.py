@@ -34,7 +34,7 @@ class House:
 
     def row(self, request_id: str) -> dict[str, Any]:
         """The one usage row of this request, once the database has it."""
-        rows = wait_for(f"a row of {request_id}", lambda: self.rows(request_id), 10)
+        rows = wait_for(f"a row of {request_id}", lambda: self.rows(request_id))
         assert len(rows) == 1, rows
         return dict(rows[0])
 

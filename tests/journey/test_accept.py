@@ -191,7 +191,7 @@ def test_pipelined_requests_are_answered_in_order(house: House, count: int) -> N
         rows = [row for row in house.weir.rows() if row["request_id"] in names]
         return {row["request_id"]: row["prompt_tokens"] for row in rows} if len(rows) == count else {}
 
-    assert wait_for("a row for each", metered, 10) == {name: number for number, name in enumerate(names)}
+    assert wait_for("a row for each", metered) == {name: number for number, name in enumerate(names)}
 
 
 def test_http_1_0_gets_a_plain_answer(house: House) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.journey.calling import Client, chat, once
+from tests.journey.calling import Client, chat, once, request
 from tests.journey.conftest import House
 from tests.world.gateway import Gateway, wait_for
 from tests.world.ledger import Seen, check
@@ -167,14 +167,19 @@ def test_sigterm_lets_streams_finish(weir: Gateway, house: House, count: int) ->
             endless = await stack.enter_async_context(Client(weir))
             await endless.send(chat({"endless": True, "delay_ms": 20}, "brief", stream=True), x_request_id=f"{name}-x")
             _, endless_head = await endless.head()
-            clients = await opened(weir, stack, count, {"tokens": 20, "delay_ms": 100}, name)
+            clients = await opened(weir, stack, count, {"tokens": 20, "delay_ms": 200}, name)
             heads = [await client.head() for client in clients]
             assert {status for status, _ in heads} == {200}
+            # A head that has begun keeps its connection from the grace for idle ones, on a machine of any speed.
+            asks = [request(chat({"tokens": 1}), weir.key, x_request_id=f"{name}-kept-{n}") for n in range(10)]
+            for client, ask in zip(kept, asks, strict=True):
+                client.writer.write(ask[:40])
             proxy = weir.parts["proxy"]
             proxy.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir), 3)
-            for number, client in enumerate(kept):
-                answer = await client.call(chat({"tokens": 1}), x_request_id=f"{name}-kept-{number}")
+            await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir))
+            for client, ask in zip(kept, asks, strict=True):
+                client.writer.write(ask[40:])
+                answer = await client.answer()
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await client.reader.read() == b""
             assert proxy.poll() is None
@@ -183,7 +188,7 @@ def test_sigterm_lets_streams_finish(weir: Gateway, house: House, count: int) ->
             assert {payload.count(b"\n\n") for payload, _ in rest} == {21}
             payload, whole = await endless.rest(endless_head)
             assert (whole, payload.count(b"\n\n") > 10) == (False, True)
-            assert await asyncio.to_thread(proxy.wait, 20) == 0
+            assert await asyncio.to_thread(proxy.wait, 60) == 0
 
     asyncio.run(story())
     rows = rows_of(weir, name)
@@ -208,7 +213,7 @@ def test_idle_connections_do_not_hold_the_drain(weir: Gateway) -> None:
                     assert await client.reader.read() == b""
 
     asyncio.run(story())
-    assert weir.parts["proxy"].wait(20) == 0
+    assert weir.parts["proxy"].wait(60) == 0
 
 
 def test_a_second_sigterm_hurries(weir: Gateway, house: House) -> None:
@@ -220,14 +225,14 @@ def test_a_second_sigterm_hurries(weir: Gateway, house: House) -> None:
             heads = [await client.head() for client in clients]
             proxy = weir.parts["proxy"]
             proxy.send_signal(signal.SIGTERM)
-            await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir), 3)
+            await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir))
             assert proxy.poll() is None
             proxy.send_signal(signal.SIGTERM)
             rest = await asyncio.gather(
                 *(client.rest(headers) for client, (_, headers) in zip(clients, heads, strict=True))
             )
             assert not any(whole for _, whole in rest)
-            assert await asyncio.to_thread(proxy.wait, 20) == 0
+            assert await asyncio.to_thread(proxy.wait, 60) == 0
 
     asyncio.run(story())
     rows = [row for row in weir.rows() if row["request_id"].startswith("hurry-")]
@@ -245,7 +250,7 @@ def test_killed_while_draining(weir: Gateway, house: House, victim: str) -> None
             clients = await opened(weir, stack, 40, {"tokens": 30, "delay_ms": 50}, name)
             heads = [await client.head() for client in clients]
             weir.parts["proxy"].send_signal(signal.SIGTERM)
-            await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir), 3)
+            await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir))
             for pid in weir.processes() if victim == "all" else weir.processes(victim):
                 os.kill(pid, signal.SIGKILL)
             rest = await asyncio.gather(
@@ -258,11 +263,11 @@ def test_killed_while_draining(weir: Gateway, house: House, victim: str) -> None
 
     seen = asyncio.run(story())
     assert {one.ended for one in seen.values()} == {"cut"}
-    weir.parts["proxy"].wait(20)
-    wait_for("every part to end", lambda: not weir.processes(), 20)
+    weir.parts["proxy"].wait(60)
+    wait_for("every part to end", lambda: not weir.processes())
     weir.start()
     house.upstream.wait_idle()
-    rows = wait_for("every row", lambda: mine if len(mine := rows_of(weir, name)) == len(seen) else None, 15)
+    rows = wait_for("every row", lambda: mine if len(mine := rows_of(weir, name)) == len(seen) else None)
     ids = {event["n"] for event in house.upstream.events() if event.get("id", "").startswith(name)}
     assert check([event for event in house.upstream.events() if event["n"] in ids], rows, seen) == []
     assert {row["termination"] for row in rows} == {"crash"}

@@ -120,7 +120,7 @@ def test_a_stream_ends_by_the_policy_it_began_with(weir: Gateway) -> None:
             assert gone.code == "model_not_found"
 
     asyncio.run(story())
-    rows = wait_for("its row", lambda: [r for r in weir.rows() if r["request_id"] == "reload-stream"], 10)
+    rows = wait_for("its row", lambda: [r for r in weir.rows() if r["request_id"] == "reload-stream"])
     assert [row["termination"] for row in rows] == ["complete"]
 
 
@@ -210,7 +210,7 @@ def test_a_bad_file_changes_nothing(weir: Gateway, name: str, damage: Callable[[
     assert "reload" in done.stderr
     before = failures(weir)
     assert "the old policy stays" in reload(process)
-    wait_for("the counter to rise", lambda: failures(weir) == before + 1, 10)
+    wait_for("the counter to rise", lambda: failures(weir) == before + 1)
     assert "policy problem" in weir.stderr() + weir.output.read_text() or "cannot be read" in weir.stderr()
     if name == "weir.yaml":
         return  # a worker's own settings stand in it: without it none can start

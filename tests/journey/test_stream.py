@@ -232,7 +232,7 @@ def test_concurrency_is_held_and_given_back(house: House) -> None:
         assert (status, json.loads(refused)["error"]["code"]) == (429, "concurrency_exceeded")
         while connection.recv(65536):
             pass
-    wait_for("the place to be free", lambda: house.post({**chat(), "model": "single"})[0] == 200, 5)
+    wait_for("the place to be free", lambda: house.post({**chat(), "model": "single"})[0] == 200)
 
 
 def test_tokens_are_settled_by_the_truth(house: House) -> None:

@@ -131,7 +131,7 @@ def test_the_sdk_over_https(weir: Https) -> None:
         assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "".join(
             f"w{n} " for n in range(8)
         )
-    (row,) = wait_for("its row", weir.rows, 10)
+    (row,) = wait_for("its row", weir.rows)
     assert (row["termination"], row["prompt_tokens"], row["completion_tokens"]) == ("complete", 3, 8)
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 30  # generous: a loaded machine starts Python slowly
-STOP_SECONDS = 40
+START_SECONDS = 60  # generous: a loaded machine starts Python slowly
+STOP_SECONDS = 60
 
 
 def free_port() -> int:
@@ -200,7 +200,7 @@ class Gateway:
             code = part.wait(seconds)
             assert code == 0, f"weir {name} ended with {code}:\n{self.stderr()}"
         self.parts.clear()
-        wait_for("every process to end", lambda: not self.processes(), 10)
+        wait_for("every process to end", lambda: not self.processes())
 
     def kill_all(self) -> None:
         """Leaves no process behind, in whatever state they are."""
@@ -208,7 +208,7 @@ class Gateway:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for part in self.parts.values():
-            part.wait(20)
+            part.wait(60)
         self.parts.clear()
 
     def migrate(self) -> None:
@@ -277,7 +277,7 @@ class Gateway:
 
     # === judging it ===
 
-    def assert_at_rest(self, seconds: float = 30) -> None:
+    def assert_at_rest(self, seconds: float = START_SECONDS) -> None:
         """Nothing open, nothing held, no client connection left; then stops it, and the books must verify."""
         wait_for("clients' connections to be closed", lambda: not self.connections(), seconds)
         held = wait_for("every hold to be returned", lambda: self.held() == (0, 0) and "none", seconds)
