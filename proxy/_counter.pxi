@@ -93,6 +93,9 @@ cdef class Encoding:
 
 
 cdef class TextStream:
+    cdef weir_stream s
+    cdef Encoding encoding
+
     def __cinit__(self, Encoding encoding not None):
         self.encoding = encoding
         weir_stream_start(&self.s, encoding.c)

@@ -49,8 +49,3 @@ cdef class Encoding:
     # Without the GIL: borrow one with it, count, give it back with it. Raises MemoryError.
     cdef weir_encoding* borrow(self) except NULL
     cdef void give_back(self, weir_encoding* e) noexcept
-
-
-cdef class TextStream:
-    cdef weir_stream s
-    cdef Encoding encoding
