@@ -32,7 +32,20 @@ KEYS_CACHED_MAX = 100_000  # known keys in one worker, about 1 KB each
 KEYS_UNKNOWN_CACHED_MAX = 10_000  # digests known not to exist: a wrong key costs the database one look-up
 KEYS_RENEWED_MAX = 1000  # known keys looked up again in the background after a change; the others at their next use
 KEYS_RENEWED_AT_ONCE = 200  # in one query: about a millisecond of the event loop
-KEYS_RENEW_SECONDS = 0.2  # how often a worker looks whether keys have changed, to renew what it knows
+KEYS_WAITING_MAX = 2000  # keys that wait for the database to say whose they are; one more is refused with 503
+KEYS_WAIT_SECONDS_MAX = 5  # a request waits so long for that; a database that is slower is as good as away
+KEYS_RENEW_SECONDS = 0.1  # how often a worker looks whether keys have changed, to renew what it knows
+KEYS_POLL_SECONDS = 0.3  # between a keeper's looks at the key table: a change that nobody announced is seen so late
+KEYS_CHANNEL_SECONDS = 1  # between two tries to subscribe, and between two proofs that a silent channel still stands
+KEYS_CUT_SECONDS = 0.2  # the rest of a frame is waited for so long when a stream is cut; then its connection ends
+
+KEY_SOON_SECONDS = 7 * 86_400  # a key that ends within a week says so on every answer
+FAILURES_PER_MINUTE_DEFAULT = 120  # bad credentials from one address: above any broken client's pace of retrying
+FAILURE_CELLS = 4096  # of the rate cells may count bad credentials; addresses share them
+FORWARDED_ADDRESSES_MAX = 32  # in one X-Forwarded-For: nobody has so many proxies in a row
+TRUSTED_PROXIES_MAX = 64  # blocks: each is looked at on every request of a proxy
+ADDRESSES_CACHED_MAX = 4096  # addresses and lists of blocks that were read before
+TENANTS_CACHED_MAX = 10_000  # header lines that say whose an answer is
 
 # === identity: tokens and the keys that prove them ===
 TOKEN_BYTES_MAX = 8000  # a whole token; REQUEST_LINE_BYTES_MAX leaves no room for more
@@ -138,6 +151,8 @@ INVITE_SECONDS_MAX = 7 * 86_400  # an invite that nobody took up in a week is as
 BOOTSTRAP_SECONDS_MAX = 3600  # the first admin's token opens everything: it is for the person at the terminal, now
 SESSION_SECONDS_MAX = 12 * 3600  # a working day; who works longer signs in again
 PEOPLE_TEXT_BYTES_MAX = 256  # a person's name, address, issuer and subject
+IDEMPOTENCY_SECONDS = 86_400  # a request is known again so long: longer than anybody's retries
+IDEMPOTENCY_KEY_BYTES_MAX = 255  # as the client chose it; draft-ietf-httpapi-idempotency-key-header has UUIDs in mind
 AUDIT_TEXT_BYTES_MAX = 1024  # one text of an audit row, cut; reasons and targets are far shorter
 AUDIT_JSON_BYTES_MAX = 64 * 1024  # a state before or after; a larger change is refused, never recorded in part
 AUDIT_PAGE_ROWS = 1000  # read at a time, when the whole log is read

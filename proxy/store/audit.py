@@ -21,6 +21,7 @@ from proxy.audit.chain import GENESIS, Entry, NotRecordable, Record, canonical, 
 from proxy.identity.actor import By
 from proxy.identity.roles import Forbidden
 from proxy.store.database import BadData, Database
+from proxy.store.once import ByOnce
 from proxy.store.schema import audit, audit_head
 
 T = TypeVar("T")
@@ -29,6 +30,14 @@ _INSERT_ROWS = 500  # in one statement: SQLite allows 32,766 parameters
 
 class NotDone(Exception):
     """The change cannot be made as things stand: no such thing, or it is so already. The message says which."""
+
+
+class Absent(NotDone):
+    """There is no such thing, or it is not the actor's to see: nobody is told which."""
+
+
+class Stale(NotDone):
+    """The thing is no longer as the caller last saw it."""
 
 
 class Attempt(Struct, frozen=True):
@@ -116,6 +125,7 @@ class Auditing(Database):
     async def audited(self, by: By, attempt: Attempt, work: Work[T]) -> T:
         """Runs `work`, which judges, changes and notes, in one transaction with the records of it.
 
+        A request that was done before (`ByOnce`) is not done again: raises Repeated, or OtherRequest.
         What `work` refuses (Forbidden, NotDone, NotRecordable) or the database does (BadData) is recorded as a refused
         attempt and raised again. Raises StoreUnavailable: then nothing was decided, or its fate is unknown.
         """
@@ -123,11 +133,15 @@ class Auditing(Database):
         async def all_of_it(connection: AsyncConnection) -> T:
             head = await self._lock_head(connection)
             notes = Notes(by)
+            if isinstance(by, ByOnce):
+                await by.once.recall(connection)
             result = await work(connection, notes)
             if not notes.records:
                 raise RuntimeError(f"{attempt.action} noted nothing of what it did: it is taken back")
             failpoint.reach("audit.before_append")
             await self._append(connection, head, notes.records, notes)
+            if isinstance(by, ByOnce):
+                await by.once.keep(connection, result)
             failpoint.reach("audit.before_commit")
             return result
 
@@ -136,6 +150,8 @@ class Auditing(Database):
         except (Forbidden, NotDone, NotRecordable, BadData) as error:
             await self.refused(by, attempt, str(error))
             raise
+        if isinstance(by, ByOnce):
+            by.once.kept = True
         failpoint.reach("audit.after_commit")
         return result
 

@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
 from proxy.identity.actor import By
-from proxy.identity.roles import Actor, Forbidden, Role, check_place, may, may_grant
-from proxy.store.audit import Attempt, NotDone, Notes
+from proxy.identity.roles import Actor, Forbidden, Role, allowed, check_place, may, may_grant
+from proxy.store.audit import Absent, Attempt, NotDone, Notes
 from proxy.store.people import (
     PLATFORM,
     People,
@@ -84,6 +84,24 @@ class Invites(People):
             await _add(connection, notes, made, digest, by, bounds.BOOTSTRAP_SECONDS_MAX)
 
         await self.audited(by, Attempt("invites.create", None, f"{made.invite_id} {made.role}"), work)
+
+    async def revoke_invite(self, invite_id: str, at_us: int, by: By) -> None:
+        """Withdraws an invite that nobody took up. Whom it was meant for is not told apart from an unknown token."""
+
+        async def work(connection: AsyncConnection, notes: Notes) -> None:
+            query = select(invites).where(invites.c.invite_id == invite_id).with_for_update()
+            row = (await connection.execute(query)).first()
+            found = None if row is None else Invite(**values_of(row))
+            if found is None or not allowed(by.actor, "users.read", found.tenant):
+                raise Absent(f"there is no invite {invite_id!r}")
+            may(by.actor, "invites.revoke", found.tenant)
+            if found.used_us is not None or found.revoked_us is not None:
+                raise NotDone(f"invite {invite_id} was taken up or withdrawn already")
+            after = msgspec.structs.replace(found, revoked_us=at_us)
+            await connection.execute(update(invites).where(invites.c.invite_id == invite_id).values(revoked_us=at_us))
+            notes.add("invites.revoke", found.tenant, invite_id, asdict(found), asdict(after))
+
+        await self.audited(by, Attempt("invites.revoke", None, invite_id), work)
 
     async def redeem(self, digest: bytes, user: User, session: Session, session_digest: bytes, by: By) -> Invite:
         """Takes an invite up, once: the person gets its role, and a session in its place whatever `session` says.

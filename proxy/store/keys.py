@@ -6,19 +6,20 @@ when the call returns: raise the generation word after that, not before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, fields
-from sqlalchemy import ColumnElement, Row, insert, select, update
+from sqlalchemy import ColumnElement, Row, insert, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
 from proxy.identity.actor import By
 from proxy.identity.roles import Action, Actor, Scope, allowed, may, may_issue
-from proxy.store.audit import Attempt, Auditing, NotDone, Notes
+from proxy.store.audit import Absent, Attempt, Auditing, NotDone, Notes, Stale
 from proxy.store.schema import keys
 
 Period = Literal["day", "month", "total"]
@@ -72,12 +73,29 @@ class KeyRow(Struct, frozen=True):
 
 
 _LISTS = ("endpoints", "models", "rights", "networks")
+CHANGEABLE = frozenset(
+    {
+        "name",
+        "tags",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "concurrency",
+        "budget_nanos",
+        "budget_tokens",
+        "budget_period",
+    }
+)
 _UNSAID = ("digest", "last_used_us")  # not part of a key's described state
 
 
 def described(row: KeyRow) -> dict[str, Any]:
     """A key as it may be shown and recorded: everything but the digest."""
     return {**{name: value for name, value in asdict(row).items() if name not in _UNSAID}, "tags": dict(row.tags)}
+
+
+def etag_of(row: KeyRow) -> str:
+    """Changes with whatever may be shown of the key, but for its last use."""
+    return sha256(msgspec.json.encode(described(row), order="sorted")).hexdigest()[:32]
 
 
 def actor_of(row: KeyRow) -> Actor:
@@ -149,6 +167,31 @@ class Keys(Auditing):
 
         return await self.audited(by, Attempt("keys.rotate", None, key_id), work)
 
+    async def change_key(self, key_id: str, changes: Mapping[str, Any], etag: str | None, by: By) -> KeyRow:
+        """Changes a key's CHANGEABLE fields and returns it as it stands. Whoever could issue it so may do it.
+
+        etag: of the key as the caller last saw it. Raises Forbidden, Stale and NotDone: no such key, or it has ended.
+        """
+        assert set(changes) <= CHANGEABLE
+
+        async def work(connection: AsyncConnection, notes: Notes) -> KeyRow:
+            old = await self._found(connection, key_id, by, "keys.create")
+            if etag is not None and etag != etag_of(old):
+                raise Stale(f"key {key_id} was changed meanwhile")
+            if old.revoked_us is not None:
+                raise NotDone(f"key {key_id} is revoked; make a new one")
+            new = msgspec.structs.replace(old, **changes)
+            may_issue(by.actor, new.tenant, new.owner, new.scope, new.rights or ())
+            if (new.budget_nanos is None and new.budget_tokens is None) != (new.budget_period is None):
+                raise NotDone("a budget and its period go together; one of them is missing")
+            values = {name: getattr(new, name) for name in changes}
+            if values:
+                await connection.execute(update(keys).where(keys.c.key_id == key_id).values(values))
+            notes.add("keys.change", new.tenant, key_id, described(old), described(new))
+            return new
+
+        return await self.audited(by, Attempt("keys.change", None, key_id), work)
+
     async def revoke_key(self, key_id: str, at_us: int, by: By, reason: str = "") -> None:
         """Ends a key. Raises Forbidden and NotDone: no such key, or revoked before (the first time stands)."""
 
@@ -216,7 +259,7 @@ class Keys(Auditing):
         row = (await connection.execute(query)).first()
         found = None if row is None else _key(row)
         if found is None or not allowed(by.actor, "keys.read", found.tenant, found.owner):
-            raise NotDone(f"there is no key {key_id!r}")
+            raise Absent(f"there is no key {key_id!r}")
         may(by.actor, action, found.tenant, found.owner)
         return found
 
@@ -230,6 +273,27 @@ class Keys(Auditing):
         """The keys with these digests, revoked and expired ones too, in no order; fewer when some do not exist."""
         async with self.reading() as connection:
             return [_key(row) for row in await connection.execute(select(keys).where(keys.c.digest.in_(digests)))]
+
+    async def key_by_id(self, key_id: str) -> KeyRow | None:
+        """The key of this public name, or None."""
+        async with self.reading() as connection:
+            row = (await connection.execute(select(keys).where(keys.c.key_id == key_id))).first()
+        return None if row is None else _key(row)
+
+    async def keys_page(
+        self, tenant: str | None, owner: str | None, after: tuple[int, str] | None, limit: int
+    ) -> list[KeyRow]:
+        """Keys oldest first, from behind `after` (created_us, key_id): a page that new keys do not move."""
+        order = (keys.c.created_us, keys.c.key_id)
+        query = select(keys).order_by(*order).limit(limit)
+        if tenant is not None:
+            query = query.where(keys.c.tenant == tenant)
+        if owner is not None:
+            query = query.where(keys.c.owner == owner)
+        if after is not None:
+            query = query.where(tuple_(*order) > tuple_(*map(literal, after)))
+        async with self.reading(tenant) as connection:
+            return [_key(row) for row in await connection.execute(query)]
 
     async def list_keys(self, tenant: str | None = None, owner: str | None = None) -> list[KeyRow]:
         """Every key, oldest first, of one tenant or of all, of one owner or of all."""

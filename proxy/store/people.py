@@ -6,7 +6,7 @@ database keeps digests alone. As with keys, each change is judged, made and reco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from proxy import bounds
 from proxy.identity.actor import By
 from proxy.identity.roles import Actor, Forbidden, Role, allowed, check_place, may, may_grant
-from proxy.store.audit import Attempt, Auditing, NotDone, Notes
+from proxy.store.audit import Absent, Attempt, Auditing, NotDone, Notes, Stale
 from proxy.store.schema import memberships, sessions, users
 
 PLATFORM = ""  # how the tables write the platform
@@ -134,34 +134,58 @@ class People(Auditing):
 
     # --- roles ---
 
-    async def grant_role(self, user_id: str, role: Role, tenant: str | None, at_us: int, by: By) -> None:
-        """Makes the person this, there, instead of what they were there. ValueError: role and place do not fit."""
+    async def grant_role(
+        self,
+        user_id: str,
+        role: Role,
+        tenant: str | None,
+        at_us: int,
+        by: By,
+        seen: Callable[[Membership | None], bool] | None = None,
+    ) -> Membership:
+        """Makes the person this, there, instead of what they were there. ValueError: role and place do not fit.
+
+        seen: whether what they are there is what the caller last saw; else Stale is raised.
+        """
         check_place(role, tenant)
 
-        async def work(connection: AsyncConnection, notes: Notes) -> None:
+        async def work(connection: AsyncConnection, notes: Notes) -> Membership:
             may_grant(by.actor, role, tenant)
             user = await _user(connection, user_id)
             _own_people(by.actor, user)
             old = await membership_of(connection, user_id, tenant)
             if old is None:
                 await _not_a_stranger(connection, by.actor, user_id)
+            if seen is not None and not seen(old):
+                raise Stale(f"what user {user_id} is there was changed meanwhile")
             if old is not None and old.role == role:
                 raise NotDone(f"user {user_id} is {role} there already")
             if old is not None and old.role == "platform_admin":
                 await _keep_an_admin(connection, by.actor, user_id)
-            await set_role(connection, notes, user_id, role, tenant, at_us, f"{by.actor.kind} {by.actor.id}", old)
+            granted_by = f"{by.actor.kind} {by.actor.id}"
+            await set_role(connection, notes, user_id, role, tenant, at_us, granted_by, old)
+            return Membership(user_id, tenant, role, granted_by, at_us)
 
-        await self.audited(by, Attempt("roles.grant", tenant, f"{user_id} {role}"), work)
+        return await self.audited(by, Attempt("roles.grant", tenant, f"{user_id} {role}"), work)
 
-    async def revoke_role(self, user_id: str, tenant: str | None, at_us: int, by: By) -> None:
-        """Takes the person's role there and ends their sessions there."""
+    async def revoke_role(
+        self,
+        user_id: str,
+        tenant: str | None,
+        at_us: int,
+        by: By,
+        seen: Callable[[Membership | None], bool] | None = None,
+    ) -> None:
+        """Takes the person's role there and ends their sessions there. `seen` as with `grant_role`."""
 
         async def work(connection: AsyncConnection, notes: Notes) -> None:
             may(by.actor, "roles.revoke", tenant)
             old = await membership_of(connection, user_id, tenant)
             if old is None:
-                raise NotDone(f"user {user_id} has no role there")
+                raise Absent(f"user {user_id} has no role there")
             _own_people(by.actor, await _user(connection, user_id))
+            if seen is not None and not seen(old):
+                raise Stale(f"what user {user_id} is there was changed meanwhile")
             if old.role == "platform_admin":
                 await _keep_an_admin(connection, by.actor, user_id)
             there = and_(memberships.c.user_id == user_id, memberships.c.tenant == place_of(tenant))
@@ -202,7 +226,7 @@ class People(Auditing):
             row = (await connection.execute(select(sessions).where(sessions.c.session_id == session_id))).first()
             found = None if row is None else Session(**values_of(row))
             if found is None or not allowed(by.actor, "sessions.revoke", found.tenant, found.user_id):
-                raise NotDone(f"there is no session {session_id!r}")
+                raise Absent(f"there is no session {session_id!r}")
             if found.revoked_us is not None:
                 raise NotDone(f"session {session_id} is revoked already")
             await _end_sessions(connection, notes, sessions.c.session_id == session_id, at_us)
@@ -257,13 +281,13 @@ async def _not_a_stranger(connection: AsyncConnection, actor: Actor, user_id: st
         return
     elsewhere = select(func.count()).select_from(memberships).where(memberships.c.user_id == user_id)
     if (await connection.execute(elsewhere)).scalar_one():
-        raise NotDone(f"there is no user {user_id!r}")
+        raise Absent(f"there is no user {user_id!r}")
 
 
 async def _user(connection: AsyncConnection, user_id: str) -> User:
     row = (await connection.execute(select(users).where(users.c.user_id == user_id))).first()
     if row is None:
-        raise NotDone(f"there is no user {user_id!r}")
+        raise Absent(f"there is no user {user_id!r}")
     return User(**values_of(row))
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-REVISION = "0003"  # the newest migration; revisions are numbered, so that older and newer can be told apart
+REVISION = "0004"  # the newest migration; revisions are numbered, so that older and newer can be told apart
 
 metadata = MetaData()
 _json: TypeEngine[Any] = JSON().with_variant(JSONB(), "postgresql")
@@ -288,6 +288,20 @@ audit_head = Table(
     _count("keys_seq"),  # about another change of keys: what other hosts watch
     PrimaryKeyConstraint("one", name="audit_head_pkey"),
     CheckConstraint("one = 1", name="audit_head_one"),
+)
+
+# Answers to requests that may be sent again, without their secrets (`proxy.store.once`).
+idempotency = Table(
+    "idempotency",
+    metadata,
+    _text("caller"),  # kind, id and place of the actor
+    _text("operation"),
+    _text("key"),  # as the client chose it
+    Column("request", LargeBinary(32), nullable=False),  # digest of what was asked
+    Column("answer", LargeBinary, nullable=False),
+    _count("at_us"),
+    PrimaryKeyConstraint("caller", "operation", "key", name="idempotency_pkey"),
+    Index("idempotency_at", "at_us"),
 )
 
 meta = Table(

@@ -5,19 +5,23 @@
 
 from __future__ import annotations
 
-from proxy.store.audit import Attempt, Head, KeysMark, NotDone
+from proxy.store.audit import Absent, Attempt, Head, KeysMark, NotDone, Stale
 from proxy.store.database import BadData, SchemaMismatch, StoreUnavailable
+from proxy.store.directory import Directory
 from proxy.store.invites import Invite, Invites
 from proxy.store.keys import KeyRow, Keys
 from proxy.store.migrate import migrate
+from proxy.store.once import ByOnce, Once, OtherRequest, Repeated
 from proxy.store.people import Membership, Session, User
 from proxy.store.persist import Persisted, Persisting
 from proxy.store.usage import Filters, Report, Reports
 from proxy.store.verify import Finding, Verified, Verifying
 
 __all__ = [
+    "Absent",
     "Attempt",
     "BadData",
+    "ByOnce",
     "Filters",
     "Finding",
     "Head",
@@ -26,10 +30,14 @@ __all__ = [
     "KeysMark",
     "Membership",
     "NotDone",
+    "Once",
+    "OtherRequest",
     "Persisted",
+    "Repeated",
     "Report",
     "SchemaMismatch",
     "Session",
+    "Stale",
     "Store",
     "StoreUnavailable",
     "User",
@@ -38,5 +46,5 @@ __all__ = [
 ]
 
 
-class Store(Keys, Invites, Persisting, Reports, Verifying):
+class Store(Keys, Invites, Directory, Persisting, Reports, Verifying):
     """Everything that is asked of the database, on one engine."""

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from proxy import board, settings
-from proxy._fastpath import Arena, key_digest
-from proxy.clock import boot_id, wall_us
-from proxy.identity import keys, pepper
+from proxy.clock import wall_us
+from proxy.identity import desk, pepper
 from proxy.identity.actor import operator
+from proxy.identity.desk import Desk
 from proxy.identity.roles import Forbidden
 from proxy.policy.compile import compile_policy
 from proxy.policy.load import PolicyErrors
@@ -99,8 +99,7 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
         **key_fields.parse(args, policy),
     )
     async with _open(process) as store:
-        row = await store.insert_key(row, operator())
-    _announce(process, board.KEYS_CREATED)
+        row = await desk_of(process, store).create_key(row, operator())
     _show(row, secret, args)
 
 
@@ -137,7 +136,7 @@ async def _list(args: argparse.Namespace, process: Settings) -> None:
             row.owner or "",
             _time(row.ends_us),
             _time(row.last_used_us),
-            _state(row),
+            desk.state_of(row, wall_us()),
             row.last4,
         )
         for row in rows
@@ -150,19 +149,7 @@ async def _list(args: argparse.Namespace, process: Settings) -> None:
 async def _rotate(args: argparse.Namespace, process: Settings) -> None:
     overlap = 0 if args.overlap == "0" else key_fields.seconds(args.overlap, "--overlap")
     async with _open(process) as store:
-        # The old key's word for its environment is in the key itself, which Weir does not have.
-        secret = keys.new_secret(args.env)
-        digest = key_digest(secret.encode(), pepper.of(process.data_dir, process.pepper))
-        row = await store.rotate_key(
-            args.key_id,
-            digest,
-            keys.new_key_id(),
-            secret[-4:],
-            wall_us(),
-            overlap * 1_000_000,
-            operator(),
-        )
-    _announce(process, board.KEYS_GENERATION, board.KEYS_CREATED)
+        secret, row = await desk_of(process, store).rotate_key(args.key_id, args.env, overlap, operator())
     _show(row, secret, args)
 
 
@@ -170,46 +157,30 @@ async def _revoke(args: argparse.Namespace, process: Settings) -> None:
     if (args.key_id is None) == (args.tenant is None and args.user is None):
         raise Wrong("which keys? give one KEY_ID, or --tenant or --user or both")
     async with _open(process) as store:
+        changing = desk_of(process, store)
         if args.key_id is not None:
-            await store.revoke_key(args.key_id, wall_us(), operator(), args.reason)
+            await changing.revoke_key(args.key_id, operator(), args.reason)
             done = [args.key_id]
         else:
-            done = await store.revoke_keys(
-                wall_us(), operator(), tenant=args.tenant, owner=args.user, reason=args.reason
-            )
-    _announce(process, board.KEYS_GENERATION)
+            done = await changing.revoke_keys(operator(), tenant=args.tenant, owner=args.user, reason=args.reason)
     if args.key_id is not None:
         print(json.dumps({"key_id": args.key_id, "revoked": True}) if args.json else f"{args.key_id} is revoked")
     else:
         print(json.dumps({"key_ids": done, "revoked": len(done)}) if args.json else f"{len(done)} keys are revoked")
 
 
-def new_row(
-    process: Settings,
-    tenant: str,
-    name: str,
-    *,
-    env: str = "live",
-    seconds: int | None = None,
-    **fields: Any,
-) -> tuple[str, KeyRow]:
-    """A new secret and the row that is stored of it. `fields` are more of the row's own."""
-    secret = keys.new_secret(env)
-    now_us = wall_us()
-    values = {"owner": None, "tags": (), "endpoints": None, "models": None, **fields}
-    for word in ("endpoints", "models"):
-        values[word] = None if values[word] is None else tuple(values[word])
-    row = KeyRow(
-        key_id=keys.new_key_id(),
-        digest=key_digest(secret.encode(), pepper.of(process.data_dir, process.pepper)),
-        tenant=tenant,
-        name=name,
-        last4=secret[-4:],
-        created_us=now_us,
-        expires_us=None if seconds is None else now_us + seconds * 1_000_000,
-        **values,
+def new_row(process: Settings, tenant: str, name: str, **fields: Any) -> tuple[str, KeyRow]:
+    """A new secret and the row that is stored of it, by the pepper of these settings."""
+    return desk.new_row(pepper.of(process.data_dir, process.pepper), tenant, name, **fields)
+
+
+def desk_of(process: Settings, store: Store) -> Desk:
+    """Where this host's keys are changed."""
+    return Desk(
+        store,
+        lambda: pepper.of(process.data_dir, process.pepper),
+        lambda *words: desk.announce(process.data_dir, *words),
     )
-    return secret, row
 
 
 def replace_run_key(process: Settings, tenant: str) -> str:
@@ -222,26 +193,10 @@ def replace_run_key(process: Settings, tenant: str) -> str:
                 wall_us(), operator(), tenant=tenant, name=RUN_KEY_NAME, reason="weir run starts anew"
             )
             await store.insert_key(row, operator())
-        _announce(process, board.KEYS_GENERATION, board.KEYS_CREATED)
+        desk.announce(process.data_dir, board.KEYS_GENERATION, board.KEYS_CREATED)
         return secret
 
     return asyncio.run(replace())
-
-
-def _announce(process: Settings, first: int, *more: int) -> None:
-    """Makes every worker of this host look again. After the commit: a word raised before it would announce nothing."""
-    arena = Arena(str(process.data_dir / "arena"), boot_id())
-    for word in (first, *more):
-        arena.raise_word(word)
-    arena.close()
-
-
-def _state(row: KeyRow) -> str:
-    if row.revoked_us is not None:
-        return "revoked"
-    if row.ends_us is not None and row.ends_us <= wall_us():
-        return "expired"
-    return "retiring" if row.successor is not None else "active"
 
 
 def _time(us: int | None) -> str:
@@ -249,4 +204,4 @@ def _time(us: int | None) -> str:
 
 
 def _public(row: KeyRow) -> dict[str, object]:
-    return {**described(row), "last_used_us": row.last_used_us, "state": _state(row)}
+    return {**described(row), "last_used_us": row.last_used_us, "state": desk.state_of(row, wall_us())}

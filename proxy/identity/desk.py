@@ -1,0 +1,117 @@
+"""Where changes of keys and people are made: the writer of the database, then the word that tells the workers.
+
+The command line and the admin API both come here. The writers judge; nothing is decided twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from proxy import board
+from proxy._fastpath import Arena, key_digest
+from proxy.clock import boot_id, wall_us
+from proxy.identity import keys
+from proxy.identity.actor import By
+from proxy.store.keys import KeyRow
+from proxy.store.store import Store
+
+
+def new_row(
+    pepper: bytes,
+    tenant: str,
+    name: str,
+    *,
+    env: str = "live",
+    seconds: int | None = None,
+    **fields: Any,
+) -> tuple[str, KeyRow]:
+    """A new secret and the row that is stored of it. `fields` are more of the row's own. ValueError for `env`."""
+    secret = keys.new_secret(env)
+    now_us = wall_us()
+    values = {"owner": None, "tags": (), "endpoints": None, "models": None, **fields}
+    for word in ("endpoints", "models"):
+        values[word] = None if values[word] is None else tuple(values[word])
+    row = KeyRow(
+        key_id=keys.new_key_id(),
+        digest=key_digest(secret.encode(), pepper),
+        tenant=tenant,
+        name=name,
+        last4=secret[-4:],
+        created_us=now_us,
+        expires_us=None if seconds is None else now_us + seconds * 1_000_000,
+        **values,
+    )
+    return secret, row
+
+
+def announce(data_dir: Path, *words: int) -> None:
+    """Makes every worker of this host look again. After the commit: a word raised before it would announce nothing."""
+    arena = Arena(str(data_dir / "arena"), boot_id())
+    for word in words:
+        arena.raise_word(word)
+    arena.close()
+
+
+def state_of(row: KeyRow, now_us: int) -> str:
+    """active, retiring (it has a successor), expired or revoked."""
+    if row.revoked_us is not None:
+        return "revoked"
+    if row.ends_us is not None and row.ends_us <= now_us:
+        return "expired"
+    return "retiring" if row.successor is not None else "active"
+
+
+class Desk:
+    """The changes of one host. `tell` raises words on its board."""
+
+    def __init__(self, store: Store, pepper: Callable[[], bytes], tell: Callable[..., None]) -> None:
+        self._store = store
+        self._pepper = pepper
+        self._tell = tell
+
+    def new_row(self, tenant: str, name: str, **fields: Any) -> tuple[str, KeyRow]:
+        """As `new_row`, with this host's pepper."""
+        return new_row(self._pepper(), tenant, name, **fields)
+
+    async def create_key(self, row: KeyRow, by: By) -> KeyRow:
+        """Adds a key and returns it as it stands."""
+        made = await self._store.insert_key(row, by)
+        self._tell(board.KEYS_CREATED)
+        return made
+
+    async def rotate_key(self, key_id: str, env: str, overlap_seconds: int, by: By) -> tuple[str, KeyRow]:
+        """Makes a successor; returns its secret and its row."""
+        # The old key's word for its environment is in the key itself, which Weir does not have.
+        secret = keys.new_secret(env)
+        digest = key_digest(secret.encode(), self._pepper())
+        new_id = keys.new_key_id()
+        overlap_us = overlap_seconds * 1_000_000
+        row = await self._store.rotate_key(key_id, digest, new_id, secret[-4:], wall_us(), overlap_us, by)
+        self._tell(board.KEYS_GENERATION, board.KEYS_CREATED)
+        return secret, row
+
+    async def change_key(self, key_id: str, changes: Mapping[str, Any], etag: str | None, by: By) -> KeyRow:
+        """Changes what may be changed of a key."""
+        row = await self._store.change_key(key_id, changes, etag, by)
+        self._tell(board.KEYS_GENERATION)
+        return row
+
+    async def revoke_key(self, key_id: str, by: By, reason: str) -> None:
+        """Ends one key."""
+        await self._store.revoke_key(key_id, wall_us(), by, reason)
+        self._tell(board.KEYS_GENERATION)
+
+    async def revoke_keys(self, by: By, *, tenant: str | None, owner: str | None, reason: str) -> list[str]:
+        """Ends every key of a tenant, an owner, or an owner there; returns their ids."""
+        try:
+            return await self._store.revoke_keys(wall_us(), by, tenant=tenant, owner=owner, reason=reason)
+        finally:
+            # Some may have ended although the last of them could not.
+            self._tell(board.KEYS_GENERATION)
+
+    async def disable_user(self, user_id: str, by: By) -> None:
+        """Ends a person's sessions and tokens."""
+        await self._store.disable_user(user_id, wall_us(), by)
+        self._tell(board.KEYS_GENERATION)
