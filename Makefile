@@ -47,7 +47,8 @@ test: check
 
 bench: $(VENV)/bench
 	$(BIN)/python -m pytest benchmarks/micro_*.py --benchmark-enable --benchmark-only --benchmark-columns=min,median,max --quiet
-	$(BIN)/python -m benchmarks.run; status=$$?; $(BIN)/python -m benchmarks.report && exit $$status
+	$(BIN)/python -m benchmarks.tokens --keep; tokens=$$?; $(BIN)/python -m benchmarks.run; status=$$?; \
+	$(BIN)/python -m benchmarks.report && test $$tokens -eq 0 && exit $$status
 
 asan: build
 	$(BIN)/python tests/asan/run.py

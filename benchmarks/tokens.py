@@ -3,6 +3,7 @@
 Each text is cut into chunks. A third warms everybody up; every other chunk is counted once by each contender, which
 take turns in beginning, so that nobody sees a chunk twice and all share the machine's moods, and its caches. The figure
 is the median over the chunks. tiktoken stands for the faster of its two calls. What the contenders count is compared.
+`--keep` writes the figures of both encodings to results/tokens.json, from which README.md has its rows.
 
 English and code come with Python, the other languages from Django's catalogues (both installed by `.[test,bench]`).
 """
@@ -11,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
 import importlib.util
+import json
 import random
 import re
 import statistics
@@ -34,6 +37,7 @@ CHUNKS_MAX = 800
 RUN_BYTES = 250_000  # of an adversarial text: of four times as much tiktoken takes seconds, or its regex gives up
 FEED_BYTES = 5  # a streamed delta
 FEEDS = 20_000
+RESULTS = Path(__file__).parent / "results" / "tokens.json"
 
 Count = Callable[[str, bytes], int]
 
@@ -118,8 +122,8 @@ def contenders(name: str, counter: Encoding, directory: str) -> dict[str, Count]
     return found
 
 
-def measure(calls: dict[str, Count], text: Text) -> tuple[dict[str, float], bool]:
-    """Nanoseconds a byte of each contender, the median over the chunks, and whether their counts agree."""
+def measure(calls: dict[str, Count], text: Text) -> tuple[dict[str, list[float]], bool]:
+    """Nanoseconds a byte of each contender, chunk by chunk behind the warming ones, and whether their counts agree."""
     names, agree = list(calls), True
     warm = len(text.chunks) // 3
     spent: dict[str, list[float]] = {name: [] for name in names}
@@ -131,7 +135,15 @@ def measure(calls: dict[str, Count], text: Text) -> tuple[dict[str, float], bool
             counted.add(call(chunk, raw))
             spent[name].append((perf_counter_ns() - start) / len(raw))
         agree &= len(counted) == 1
-    return {name: statistics.median(figures[warm:]) for name, figures in spent.items()}, agree
+    return {name: figures[warm:] for name, figures in spent.items()}, agree
+
+
+def spread(spent: dict[str, list[float]], rival: str) -> dict[str, float]:
+    """How many times as long a rival took, in the median, and the lowest and highest tenth of the chunks."""
+    each = [theirs / ours for theirs, ours in zip(spent[rival], spent["weir"], strict=True)]
+    tenths = statistics.quantiles(each, n=10, method="inclusive")
+    ratio = statistics.median(spent[rival]) / statistics.median(spent["weir"])
+    return {"ratio": round(ratio, 2), "low": round(tenths[0], 2), "high": round(tenths[-1], 2)}
 
 
 def row(name: str, ns: dict[str, float], agree: bool, target: float | None = None, note: str = "") -> None:
@@ -205,24 +217,44 @@ def opening(name: str) -> None:
     print(f"opening: median {statistics.median(spent):.2f} ms; the table's private dirty pages: {sum(dirty)} KB")
 
 
-def main() -> None:
-    """Prints the table of one encoding."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--encoding", choices=sorted(tables.NAMES), default="o200k_base")
-    name = parser.parse_args().encoding
+def compare(name: str) -> dict[str, dict[str, object]]:
+    """Prints the table of one encoding; returns the ratios of the rows with real text."""
     counter = tokens.encoding(name)
     print(
         f"{name:<26}{'tiktoken':>10}{'fastokens':>11}{'Weir':>9}{'/ tiktoken':>11}{'/ fastokens':>12}   (MB/s, ratios)"
     )
+    found: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory() as directory:
         calls = contenders(name, counter, directory)
         gc.disable()
         for text in texts():
-            row(text.name, *measure(calls, text), text.target)
+            spent, agree = measure(calls, text)
+            ns = {call: statistics.median(figures) for call, figures in spent.items()}
+            row(text.name, ns, agree, text.target)
+            faster = min("ordinary", "encode", key=ns.__getitem__)
+            found[text.name] = {"target": text.target, "agree": agree, "tiktoken": spread(spent, faster)}
+            if "fastokens" in spent:
+                found[text.name]["fastokens"] = spread(spent, "fastokens")
         long_runs(calls)
+        gc.enable()
     feeds(counter)
     opening(name)
+    return found
+
+
+def main() -> int:
+    """Prints one encoding's table, or with --keep both, and keeps them. 1 when a target is missed or counts differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoding", choices=sorted(tables.NAMES), default="o200k_base")
+    parser.add_argument("--keep", action="store_true", help="both encodings, into results/tokens.json")
+    options = parser.parse_args()
+    found = {name: compare(name) for name in (sorted(tables.NAMES) if options.keep else [options.encoding])}
+    if options.keep:
+        versions = {name: importlib.metadata.version(name) for name in ("tiktoken", "fastokens")}
+        RESULTS.write_text(json.dumps({"versions": versions, "encodings": found}, indent=1) + "\n")
+    rows = [one for encoding in found.values() for one in encoding.values()]
+    return int(not all(one["agree"] and one["tiktoken"]["ratio"] >= one["target"] for one in rows))  # type: ignore[index,operator]
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
