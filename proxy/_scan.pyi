@@ -180,7 +180,7 @@ class AnswerCounter:
 
     Text is taken in by `Frames` and `read_answer`, and counted at once up to TEXT_BYTES_INLINE between two looks; what
     is more waits, at most ANSWER_BACKLOG_BYTES_MAX of it, for later looks or for `finish`. A word that is still growing
-    is counted anew at each look, a long one at the cost of its newest part. Of the few whose parts cannot be joined that
+    is counted anew at each look, a long one at the cost of its newest part. Of the few whose parts do not join that
     is done up to WORD_BYTES_RECOUNTED bytes, then each time they have doubled. A word longer than TEXT_BYTES_INLINE
     waits for `finish`, and so does what follows it. All looks of an answer cost a small multiple of one count of it.
 
