@@ -5,13 +5,12 @@ The command line and the admin API both come here. The writers judge; nothing is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from proxy import board
-from proxy._fastpath import Arena, key_digest
-from proxy.clock import boot_id, wall_us
+from proxy._fastpath import key_digest
+from proxy.clock import wall_us
 from proxy.identity import keys
 from proxy.identity.actor import By
 from proxy.store.keys import KeyRow
@@ -46,14 +45,6 @@ def new_row(
     return secret, row
 
 
-def announce(data_dir: Path, *words: int) -> None:
-    """Makes every worker of this host look again. After the commit: a word raised before it would announce nothing."""
-    arena = Arena(str(data_dir / "arena"), boot_id())
-    for word in words:
-        arena.raise_word(word)
-    arena.close()
-
-
 def state_of(row: KeyRow, now_us: int) -> str:
     """active, retiring (it has a successor), expired or revoked."""
     if row.revoked_us is not None:
@@ -64,9 +55,9 @@ def state_of(row: KeyRow, now_us: int) -> str:
 
 
 class Desk:
-    """The changes of one host. `tell` raises words on its board."""
+    """The changes of one host. `tell` is `announce.announce` for it: it takes the words of the board to raise."""
 
-    def __init__(self, store: Store, pepper: Callable[[], bytes], tell: Callable[..., None]) -> None:
+    def __init__(self, store: Store, pepper: Callable[[], bytes], tell: Callable[..., Awaitable[None]]) -> None:
         self._store = store
         self._pepper = pepper
         self._tell = tell
@@ -78,7 +69,7 @@ class Desk:
     async def create_key(self, row: KeyRow, by: By) -> KeyRow:
         """Adds a key and returns it as it stands."""
         made = await self._store.insert_key(row, by)
-        self._tell(board.KEYS_CREATED)
+        await self._tell(board.KEYS_CREATED)
         return made
 
     async def rotate_key(self, key_id: str, env: str, overlap_seconds: int, by: By) -> tuple[str, KeyRow]:
@@ -89,19 +80,19 @@ class Desk:
         new_id = keys.new_key_id()
         overlap_us = overlap_seconds * 1_000_000
         row = await self._store.rotate_key(key_id, digest, new_id, secret[-4:], wall_us(), overlap_us, by)
-        self._tell(board.KEYS_GENERATION, board.KEYS_CREATED)
+        await self._tell(board.KEYS_GENERATION, board.KEYS_CREATED)
         return secret, row
 
     async def change_key(self, key_id: str, changes: Mapping[str, Any], etag: str | None, by: By) -> KeyRow:
         """Changes what may be changed of a key."""
         row = await self._store.change_key(key_id, changes, etag, by)
-        self._tell(board.KEYS_GENERATION)
+        await self._tell(board.KEYS_GENERATION)
         return row
 
     async def revoke_key(self, key_id: str, by: By, reason: str) -> None:
         """Ends one key."""
         await self._store.revoke_key(key_id, wall_us(), by, reason)
-        self._tell(board.KEYS_GENERATION)
+        await self._tell(board.KEYS_GENERATION)
 
     async def revoke_keys(self, by: By, *, tenant: str | None, owner: str | None, reason: str) -> list[str]:
         """Ends every key of a tenant, an owner, or an owner there; returns their ids."""
@@ -109,9 +100,9 @@ class Desk:
             return await self._store.revoke_keys(wall_us(), by, tenant=tenant, owner=owner, reason=reason)
         finally:
             # Some may have ended although the last of them could not.
-            self._tell(board.KEYS_GENERATION)
+            await self._tell(board.KEYS_GENERATION)
 
     async def disable_user(self, user_id: str, by: By) -> None:
         """Ends a person's sessions and tokens."""
         await self._store.disable_user(user_id, wall_us(), by)
-        self._tell(board.KEYS_GENERATION)
+        await self._tell(board.KEYS_GENERATION)

@@ -4,6 +4,9 @@ One stream per data directory, `weir:usage:<its id>`; the set `weir:streams` lis
 group `flush`. An entry holds many records: e (epoch, 16 bytes), f and l (first and last position, decimal), r (the
 records, each after its length as four bytes, little end first).
 
+Whoever has changed keys or people says so on the channel `weir:keys`. The message says no more than that: what has
+changed, the database knows. It may be lost, so every keeper also asks by itself.
+
 Facts that this file leans on (redis.io/docs, data types, streams; checked on 6.2 in the tests): a group created at `$`
 misses what was there before, so it is created at 0; MAXLEN deletes unread entries in silence, so only MINID trims, and
 never past an unacknowledged entry; XREADGROUP, XACK and XTRIM work on a Redis that is out of memory, XGROUP CREATE does
@@ -16,7 +19,7 @@ import asyncio
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from proxy.flush.fold import Batch
 
 STREAMS = "weir:streams"
 GROUP = "flush"
+KEYS = "weir:keys"
 _PREFIX = "weir:usage:"
 _WRONG_TYPE = "{} holds another type: find out who uses this name, then delete the key."
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -177,6 +181,38 @@ class RedisTransport:
         """Answers, or raises."""
         async with self._bounded("PING"):
             await self._client.ping()
+
+    # === changes of keys ===
+
+    async def announce_keys(self) -> None:
+        """Tells every host that keys or people have changed. After the commit: who hears it asks the database."""
+        async with self._bounded(KEYS):
+            await self._client.publish(KEYS, b"1")
+
+    async def hear_keys(self, heard: Callable[[], None]) -> None:
+        """Calls `heard` once the channel is joined (what was said before is lost), and at each announcement.
+
+        Returns never: raises RedisUnavailable when the channel is lost. One that has been silent must prove that it
+        still stands, so that a connection which only seems to is found out within KEYS_CHANNEL_SECONDS and a call's
+        bound.
+        """
+        channel = self._client.pubsub()
+        try:
+            async with self._bounded(KEYS):
+                await channel.subscribe(KEYS)
+                await channel.get_message(timeout=None)  # the answer to it
+            heard()
+            while True:
+                async with self._bounded(KEYS, bounds.KEYS_CHANNEL_SECONDS):
+                    message = await channel.get_message(timeout=bounds.KEYS_CHANNEL_SECONDS)
+                if message is None:
+                    async with self._bounded(KEYS):
+                        await channel.ping()
+                        message = await channel.get_message(timeout=None)
+                if message is not None and message["type"] == "message":
+                    heard()
+        finally:
+            await channel.aclose()  # type: ignore[no-untyped-call]
 
     # === the keeper's side ===
 

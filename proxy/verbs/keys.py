@@ -19,6 +19,7 @@ from proxy import board, settings
 from proxy.clock import wall_us
 from proxy.identity import desk, pepper
 from proxy.identity.actor import operator
+from proxy.identity.announce import announce
 from proxy.identity.desk import Desk
 from proxy.identity.roles import Forbidden
 from proxy.policy.compile import compile_policy
@@ -179,7 +180,7 @@ def desk_of(process: Settings, store: Store) -> Desk:
     return Desk(
         store,
         lambda: pepper.of(process.data_dir, process.pepper),
-        lambda *words: desk.announce(process.data_dir, *words),
+        lambda *words: announce(process.data_dir, process.redis, *words),
     )
 
 
@@ -193,7 +194,7 @@ def replace_run_key(process: Settings, tenant: str) -> str:
                 wall_us(), operator(), tenant=tenant, name=RUN_KEY_NAME, reason="weir run starts anew"
             )
             await store.insert_key(row, operator())
-        desk.announce(process.data_dir, board.KEYS_GENERATION, board.KEYS_CREATED)
+        await announce(process.data_dir, process.redis, board.KEYS_GENERATION, board.KEYS_CREATED)
         return secret
 
     return asyncio.run(replace())
