@@ -18,7 +18,7 @@ cdef class Relay:
     cdef Py_ssize_t _place
     # Where it stands. Times are CLOCK_BOOTTIME; `_paused_ns` is 0 while the upstream is read.
     cdef readonly int ending, status
-    cdef readonly bint started, reusable, is_stream
+    cdef readonly bint started, reusable, is_stream, cut_clean
     cdef int64_t _start_ns, _last_ns, _paused_ns, _unread, _bytes
     cdef int _framing
     cdef uint32_t _tail

@@ -35,7 +35,7 @@ class Relay:
 
     The client's head leaves with the first byte of the body, so that everything before it can still become a refusal.
     The tokens of the text are counted before each write, and stand in the slot when it is made: exactly, but for text
-    that waits (see `AnswerCounter`) or that nobody could read, where the slot says that it is an estimate. The text of a
+    that waits (see `AnswerCounter`) or that nobody could read, where the slot says it is an estimate. The text of a
     JSON answer is counted when it is whole and has no usage.
 
     Deadlines need a `Sweeper` and count from `Connection.start`; first_byte_ms is for the first byte of the body. An
@@ -67,6 +67,7 @@ class Relay:
     started: bool  # a byte has gone to the client
     reusable: bool  # the connection was given back
     is_stream: bool  # the answer is text/event-stream
+    cut_clean: bool  # `cut` gave the client its ending: it has a whole answer that says that it is none
     frames: int  # to the client; 1 for a whole non-stream answer
     bytes: int  # payload bytes to the client
     text_bytes: int

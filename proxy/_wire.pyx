@@ -139,6 +139,7 @@ cdef class Relay:
             self.finish(CUT, "cut before a frame could be written")
         elif self._hide or weir_wire_between(self._tail):
             gone = self.send(self.framed(ending, None, PyBytes_GET_SIZE(ending), True))
+            self.cut_clean = not gone
             self.finish(CLIENT_GONE if gone else CUT, "cut between two frames")
         else:
             self._cut_with = ending  # half a frame is with the client: its rest comes first
@@ -257,6 +258,7 @@ cdef class Relay:
         data = data + self._cut_with
         if self.send(self.framed(data, None, PyBytes_GET_SIZE(data), True)):
             return CLIENT_GONE
+        self.cut_clean = True
         return CUT
 
     cdef bytes framed(self, bytes one, list pieces, Py_ssize_t total, bint complete):

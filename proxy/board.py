@@ -26,6 +26,9 @@ RELOADS_FAILED: Final = 9
 DRAINING: Final = 10  # 1 once the whole host is going down
 KEYS_CREATED: Final = 11  # raised after a new key has been committed: what was unknown may be known now
 SUPERVISOR_HEARTBEAT_NS: Final = 12  # the supervisor's own; it stays when that is killed, and is 0 after an orderly end
+KEYS_FRESH_NS: Final = 13  # when the look at the key table began whose outcome the words above have; 0: there was none
+KEYS_FRESH_NS_MAX: Final = 14  # how old that may be, by the policy in use
+KEYS_ON_STALE: Final = 15  # what happens when it is older
 
 # === column words: Arena.column_word(column, index) ===
 COLUMN_POLICY_GENERATION: Final = 0  # the POLICY_GENERATION this worker serves from
@@ -51,6 +54,15 @@ DRAINING_WORKER: Final = 3
 NOT_CONFIGURED: Final = 0  # or not known yet
 OK: Final = 1
 AWAY: Final = 2
+
+# === values of KEYS_ON_STALE ===
+ALLOW: Final = 0
+REFUSE: Final = 1
+
+
+def keys_stale(arena: Arena, now_ns: int) -> bool:
+    """Whether nobody knows of late which keys have ended: the last look at them is older than the policy allows."""
+    return now_ns - arena.word(KEYS_FRESH_NS) > arena.word(KEYS_FRESH_NS_MAX) > 0
 
 
 class Row(NamedTuple):

@@ -17,18 +17,19 @@ from proxy._fastpath import Arena
 from proxy.board import Board
 from proxy.keeping.anchors import Anchors
 from proxy.keeping.epochs import Epochs
+from proxy.keeping.keys import KeyWatch
 from proxy.keeping.page import Port
 from proxy.keeping.publish import Publisher
 from proxy.settings import Settings, masked
 from proxy.store.redis import RedisTransport, directory_id
-from proxy.store.store import BadData, KeysMark, SchemaMismatch, Store, StoreUnavailable
+from proxy.store.store import BadData, SchemaMismatch, Store, StoreUnavailable
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import KEEPER_COLUMN, Counters
 
 _LOOK_SECONDS = 0.2  # between two looks at the journal: a dead worker is recovered within a second
 _MOVE_SECONDS = 0.1  # between two rounds of shipping when there was nothing to ship
 _CHECK_SECONDS = 0.5  # between two questions to Redis and the database about what arrived
-_KEYS_SECONDS = 0.5  # between two looks at the key table for changes made on other hosts
+_JUDGE_SECONDS = 0.2  # between two looks at how old the last word on the keys is
 _ANCHOR_SECONDS = 1.0  # between two looks at the audit log's head
 _RETENTION_SECONDS = 600.0
 _RECLAIM_SECONDS = 60.0
@@ -81,11 +82,12 @@ class Keeper:
             log,
         )
         self._anchors = Anchors(data_dir, self._store, self._counters, log)
-        self._port = Port(Board(self._arena), self._counters, self._epochs, settings.journal.max_bytes)
+        self._key_store = Store.open(settings.database, readonly=True)
+        self._keys = KeyWatch(self._key_store, self._transport, self._arena, log)
+        self._port = Port(Board(self._arena), self._counters, self._epochs, self._keys, settings.journal.max_bytes)
         self._ending = asyncio.Event()
         self._reload_asked = asyncio.Event()
         self._failed: BaseException | None = None
-        self._keys_mark: KeysMark | None = None
         self._orphaned = False
 
     async def run(self) -> None:
@@ -100,7 +102,7 @@ class Keeper:
         beating: list[asyncio.Task[None]] = []
         try:
             await self._begin()
-            beating.append(asyncio.create_task(self._forever(self._beat, bounds.HEARTBEAT_SECONDS)))
+            beating = [asyncio.create_task(self._forever(work, seconds)) for work, seconds in self._vital()]
             tasks = [asyncio.create_task(self._forever(work, seconds)) for work, seconds in self._duties()]
             tasks.append(asyncio.create_task(self._reloads()))
             await self._ending.wait()
@@ -138,16 +140,26 @@ class Keeper:
         await self._epochs.look()
         if self._arena.word(board.DATABASE_STATE) == board.OK:
             # The first look distrusts every key that workers know: before anybody is told that this keeper is ready.
-            await self._watch_keys()
+            await self._keys.look()
         self._arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns())
         self._arena.set_word(board.KEEPER_PID, os.getpid())
         self._log.info("keeping", metrics_port=port)
+
+    def _vital(self) -> list[tuple[Callable[[], Awaitable[object]], float]]:
+        """Duties that go on while the others end: workers may serve for long after."""
+        vital: list[tuple[Callable[[], Awaitable[object]], float]] = [
+            (self._beat, bounds.HEARTBEAT_SECONDS),
+            (self._keys.watch, 0.0),
+            (self._keys.judge, _JUDGE_SECONDS),
+        ]
+        if self._transport is not None:
+            vital.append((self._keys.listen, bounds.KEYS_CHANNEL_SECONDS))
+        return vital
 
     def _duties(self) -> list[tuple[Callable[[], Awaitable[object]], float]]:
         duties: list[tuple[Callable[[], Awaitable[object]], float]] = [
             (self._epochs.look, _LOOK_SECONDS),
             (self._move, _MOVE_SECONDS),
-            (self._watch_keys, _KEYS_SECONDS),
             (self._anchors.look, _ANCHOR_SECONDS),
             (self._expire, _RETENTION_SECONDS),
             (self._reclaim, _RECLAIM_SECONDS),
@@ -180,19 +192,6 @@ class Keeper:
     async def _move(self) -> None:
         while await self._epochs.move():
             pass
-
-    async def _watch_keys(self) -> None:
-        """A change of keys that another host made: this host's workers must ask again."""
-        try:
-            mark = await self._store.keys_mark()
-        except (StoreUnavailable, BadData):
-            return
-        known, self._keys_mark = self._keys_mark, mark
-        if known is None or mark.made != known.made:
-            self._arena.raise_word(board.KEYS_CREATED)
-        # At the start too: nobody watched while there was no keeper. Fewer keys: an older copy was restored.
-        if known is None or mark.changed != known.changed or mark.made < known.made:
-            self._arena.raise_word(board.KEYS_GENERATION)
 
     async def _expire(self) -> None:
         before_us = clock.wall_us() - self._settings.retention_days * _DAY_US
@@ -242,6 +241,7 @@ class Keeper:
                 if self._transport is not None:
                     await self._transport.close()
                 await self._store.close()
+                await self._key_store.close()
         self._counters.close()
         self._arena.close()
         os.close(self._lock)

@@ -37,6 +37,10 @@ def readiness(words: Board, now_ns: int) -> Readiness:
     database = word(board.DATABASE_STATE)
     if database not in (board.OK, board.AWAY):
         missing.append("the database has not been reached yet")
+    stale = board.keys_stale(words.arena, now_ns)
+    refused = stale and word(board.KEYS_ON_STALE) == board.REFUSE
+    if refused:
+        missing.append("nobody knows which keys have been revoked of late, and calls are refused meanwhile")
     if missing:
         return Readiness(503, "unavailable", tuple(missing))
     away = []
@@ -44,4 +48,6 @@ def readiness(words: Board, now_ns: int) -> Readiness:
         away.append("redis is away: usage waits in the journal")
     if database == board.AWAY:
         away.append("the database is away: usage waits in the journal, keys not seen before are refused")
+    if stale:
+        away.append("nobody knows which keys have been revoked of late; calls are served by what is known here")
     return Readiness(200, "degraded" if away else "ready", tuple(away))

@@ -11,6 +11,7 @@ from proxy import board, bounds, clock
 from proxy.board import Board
 from proxy.keeping.epochs import Epochs
 from proxy.keeping.health import living, readiness
+from proxy.keeping.keys import KeyWatch
 from proxy.telemetry.exposition import Gauges, Page, render
 from proxy.telemetry.metrics import Counters
 
@@ -18,10 +19,13 @@ from proxy.telemetry.metrics import Counters
 class Port:
     """Answers from memory alone: no scrape waits for a database or for Redis."""
 
-    def __init__(self, words: Board, counters: Counters, epochs: Epochs, journal_bytes_max: int) -> None:
+    def __init__(
+        self, words: Board, counters: Counters, epochs: Epochs, keys: KeyWatch, journal_bytes_max: int
+    ) -> None:
         self._board = words
         self._counters = counters
         self._epochs = epochs
+        self._keys = keys
         self._journal_bytes_max = journal_bytes_max
         self._runner: web.ServerRunner | None = None
 
@@ -102,8 +106,12 @@ class Port:
                 ("count", "used"): used_count,
                 ("count", "free"): count - used_count,
             },
+            "weir_keys_age_seconds": {(): max(now_ns - (arena.word(board.KEYS_FRESH_NS) or now_ns), 0) / 1e9},
+            "weir_keys_stale": {(): board.keys_stale(arena, now_ns)},
             "weir_series": {(): sum(1 for _ in self._counters.each())},
         }
+        if self._keys.joined is not None:
+            gauges["weir_keys_channel_up"] = {(): self._keys.joined}
         stream = self._epochs.stream
         if stream is not None:
             gauges["weir_stream_lag_entries"] = {(): stream.entries}

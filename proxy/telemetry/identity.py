@@ -28,4 +28,28 @@ IDENTITY = (
         "Verified tokens whose issuer had more groups than a token holds and left them out: they count as without.",
         "These users may use less than they should. Let the issuer send roles, or only the groups of this application.",
     ),
+    Family(
+        "weir_keys_age_seconds",
+        "gauge",
+        (),
+        "Age of this host's last look at which keys have ended. 0 until the first one.",
+        "Above 1: the keeper cannot ask the database. What other hosts revoke meanwhile is still served here.",
+        "keeper",
+    ),
+    Family(
+        "weir_keys_stale",
+        "gauge",
+        (),
+        "1 while that is older than identity.freshness_seconds, else 0.",
+        "1: bring the database back. Until then identity.on_stale decides whether calls are served.",
+        "keeper",
+    ),
+    Family(
+        "weir_keys_channel_up",
+        "gauge",
+        (),
+        "1 while the keeper hears over Redis that keys have changed, else 0. Absent when no Redis is configured.",
+        "0: revocations come by polling alone, a few tenths of a second later.",
+        "keeper",
+    ),
 )
