@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from benchmarks.micro_fastpath import per_call
 from proxy import clock
@@ -22,6 +23,7 @@ from proxy._scan import read_head
 from proxy.clock import now_ns, wall_us
 from proxy.identify import identify
 from proxy.identity.claims import person, read
+from proxy.identity.gate import Gate
 from proxy.identity.issuers import Issuers
 from proxy.identity.jwks import usable
 from proxy.identity.keys import Keys, new_secret
@@ -73,11 +75,12 @@ def known_tokens(arena: Arena, count: int) -> tuple[Tokens, list[bytes]]:
 def step(calls: list[Any], keys: Keys, tokens: Tokens) -> Callable[[], object]:
     """Step 2 for the next of the calls, over and over."""
     position = 0
+    gate = Gate(keys, tokens)
 
     def run() -> None:
         nonlocal position
         position = (position + 1) % len(calls)
-        assert identify(calls[position], keys, tokens)
+        assert identify(calls[position], gate)
 
     return run
 
@@ -85,17 +88,14 @@ def step(calls: list[Any], keys: Keys, tokens: Tokens) -> Callable[[], object]:
 def call_of(credential: bytes) -> Any:
     """As much of a call as step 2 reads."""
     head = read_head(((b"Host", b"weir"), (b"Authorization", b"Bearer " + credential)))
-    return SimpleNamespace(head=head, arrived_ns=now_ns())
+    return SimpleNamespace(head=head, arrived_ns=now_ns(), exchange=SimpleNamespace())
 
 
 def no_keys(arena: Arena, row: KeyRow | None = None) -> Keys:
-    async def look_up(_: bytes) -> KeyRow | None:
-        return row
+    async def look_up_all(digests: Sequence[bytes]) -> list[KeyRow]:
+        return [] if row is None else [replace(row, digest=digest) for digest in digests]
 
-    async def look_up_all(_: Any) -> list[KeyRow]:
-        return []
-
-    return Keys(arena, bytes(32), look_up, look_up_all)
+    return Keys(arena, bytes(32), look_up_all)
 
 
 def test_known_token(benchmark: Any, arena: Arena) -> None:

@@ -59,7 +59,8 @@ async def read_body(call: Call) -> None:
 
 def refuse(exchange: Exchange, refusal: Refusal, request_id: str) -> None:
     """Answers with the refusal. The connection ends with it when the request's body was never read to its end."""
-    lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}{refusal.headers.decode('latin-1')}"
+    own = (exchange.lines + refusal.headers).decode("latin-1")
+    lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}{own}"
     close = exchange.close or exchange.body_now() is None
     exchange.answer(dialect.answer(refusal.kind.status, lines, dialect.refusal_body(refusal), close=close), close=close)
 

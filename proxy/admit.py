@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 
 from proxy import bounds, failpoint
 from proxy._fastpath import CONCURRENCY, RATE_REQUESTS, RATE_TOKENS, ArenaFull, Limits
+from proxy.authorise import authorise
 from proxy.call import Call, Grant, Opened
 from proxy.clock import wall_us
 from proxy.errors import Refusal
+from proxy.identify import look_up
+from proxy.policy.snapshot import Policy
 from proxy.record import cut, encode_opened
 
 if TYPE_CHECKING:
@@ -43,6 +46,14 @@ async def count_aside(call: Call, house: House) -> None:
     )
 
 
+async def judge_again(call: Call, house: House, policy: Policy) -> None:
+    """What was judged while the body was on its way is judged by the key as it is now. Raises Refusal."""
+    await look_up(call, house.gate)
+    authorise(call, policy)
+    if call.grant.limits is None:
+        bind(call, house)
+
+
 def admit(call: Call, house: House) -> None:
     """Holds requests, tokens and concurrency, and opens the call's slot. Raises Refusal and then holds nothing."""
     grant = call.grant
@@ -64,8 +75,10 @@ def admit(call: Call, house: House) -> None:
         raise Refusal("journal_full", retry_after_ms=1000)
     failpoint.reach("admit.after_store")
     call.slot = slot
+    house.running.enter(call)
     call.reserved_tokens = reserved
-    call.headers = b"x-request-id: %b\r\n%b" % (call.request_id.encode(), limits.headers(call.arrived_ns))
+    said = call.exchange.lines
+    call.headers = b"x-request-id: %b\r\n%b%b" % (call.request_id.encode(), said, limits.headers(call.arrived_ns))
 
 
 def answer_bound(call: Call) -> int:
@@ -89,7 +102,7 @@ def bind(call: Call, house: House) -> None:
     except ArenaFull:
         raise Refusal("limits_full", retry_after_ms=1000) from None
     assert effective.model is not None
-    grant.routes = house.routes(effective.model)
+    grant.routes = house.routes(effective.model, call.known.principal.tenant)
     grant.tokenizer = house.tokenizer(effective.model)
     grant.answer_tokens_default = effective.model.answer_tokens_default
     grant.token_burst = limits.token_burst()

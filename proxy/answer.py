@@ -25,8 +25,8 @@ async def own(call: Call, house: House) -> None:
     if call.endpoint.name == "health":
         health(call, house)
         return
-    if not identify(call, house.keys, house.tokens):
-        await look_up(call, house.keys, house.tokens)
+    if not identify(call, house.gate):
+        await look_up(call, house.gate)
     if call.endpoint.name == "tokenize":
         await tokenize(call, house)
         return
@@ -52,7 +52,7 @@ def models(call: Call, policy: Policy) -> None:
         body = dialect.model_body(name, _CREATED)
     else:
         body = dialect.model_list(names, _CREATED)
-    lines = f"x-request-id: {call.request_id}\r\n"
+    lines = f"x-request-id: {call.request_id}\r\n{exchange.lines.decode('latin-1')}"
     exchange.answer(dialect.answer(200, lines, body, close=exchange.close), close=exchange.close)
 
 
@@ -65,7 +65,7 @@ async def end(call: Call, house: House) -> None:
             await house.epoch.wait_synced(call.seq)
             relay.release_end()
     elif relay.started:
-        if relay.ending != _wire.CUT:
+        if not relay.cut_clean:
             call.exchange.abort()
     else:
         passed_on(call)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 
 if TYPE_CHECKING:
+    from asyncio import Task
+
     from proxy._fastpath import Limits
     from proxy._journal import Slot
     from proxy._scan import Head, Peek
     from proxy._wire import Relay
     from proxy.dialects.openai_chat import Endpoint
+    from proxy.errors import Refusal
     from proxy.exchange import Exchange
     from proxy.identity.keys import Known
     from proxy.policy.effective import Effective
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 Termination = Literal["complete", "client_gone", "upstream_error", "budget_cut", "revoked", "timeout", "crash"]
 Source = Literal["provider", "counted", "estimated"]
+Kind = Literal["requests_per_minute", "tokens_per_minute", "concurrency"]  # of limit
 
 CLIENT_GONE_STATUS = 499  # nginx's word for a client that left before its answer
 
@@ -36,6 +40,9 @@ class Principal(Struct, frozen=True):
     models: tuple[str, ...] | None = None
     expires_us: int | None = None  # wall clock
     user: str | None = None  # whom the credential itself proves; in the row it stands before the body's own word
+    plan: str | None = None  # a plan that narrows it, besides its tenant's
+    own_limits: tuple[tuple[Kind, int], ...] = ()
+    networks: tuple[str, ...] | None = None  # CIDR blocks; None: from anywhere
 
 
 class Opened(Struct, array_like=True, frozen=True):
@@ -169,6 +176,7 @@ class Route:
         "facts",
         "first_byte_ms",
         "idle_ms",
+        "lines",
         "model_literal",
         "pool",
         "priority",
@@ -189,6 +197,7 @@ class Route:
         self.priority = target.priority
         # A JSON string to stand in place of the client's model; None: its own stays.
         self.model_literal: bytes | None = None
+        self.lines = b""  # header lines besides those of the client that are forwarded
 
 
 class Call:
@@ -197,6 +206,8 @@ class Call:
     __slots__ = (
         "arrived_ns",
         "body",
+        "connecting",
+        "ended",
         "endpoint",
         "exchange",
         "facts",
@@ -243,4 +254,6 @@ class Call:
         self.relay: Relay | None = None
         self.sent_ns = 0  # 0: nothing went upstream
         self.outcome: Outcome | None = None
+        self.connecting: Task[None] | None = None  # its task, while it waits for a connection
+        self.ended: Refusal | None = None  # why Weir itself ended it
         self.seq = 0  # of the finished record in the journal

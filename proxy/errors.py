@@ -72,6 +72,18 @@ KINDS: dict[str, Kind] = {
     "missing_key": Kind(401, _BAD, "client", False, "No API key: send 'Authorization: Bearer wk_...'."),
     "invalid_api_key": Kind(401, _BAD, "client", False, "Incorrect API key provided."),
     "expired_api_key": Kind(401, _BAD, "client", False, "This API key has expired."),
+    "too_many_failures": Kind(
+        429, "requests", "client", False, "Too many requests from this address had no valid credential: wait."
+    ),
+    "credential_revoked": Kind(401, _BAD, "client", False, "The credential of this call was revoked while it ran."),
+    "keys_unchecked": Kind(
+        503,
+        "service_unavailable_error",
+        "gateway",
+        True,
+        "Weir cannot learn at this moment which credentials have been revoked.",
+    ),
+    "address_not_allowed": Kind(403, _BAD, "client", False, "This API key may not be used from this address."),
     "tenant_mismatch": Kind(403, _BAD, "client", False, "The credential does not belong to the tenant asked for."),
     "tenant_required": Kind(
         403, _BAD, "client", False, "This credential is of several tenants: say which one in X-Tenant-ID."

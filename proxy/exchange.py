@@ -22,8 +22,13 @@ class Exchange(Protocol):
     close: bool  # the connection ends with this answer
     arrived_ns: int
     started: bool  # a byte of the answer may be on the wire
+    lines: bytes  # header lines that every answer carries from now on, each ended by CRLF
     write: Callable[[bytes], object]
     buffered: Callable[[], int]  # bytes written and not yet taken by the kernel
+
+    @property
+    def peer(self) -> str:
+        """The address that the connection comes from, "" where it has none."""
 
     def body_now(self) -> bytes | None:
         """The whole body when it has arrived with the head, else None."""

@@ -21,6 +21,7 @@ from proxy._wire import Relay
 from proxy.dialects import openai_chat as dialect
 from proxy.errors import Refusal
 from proxy.exchange import Exchange
+from proxy.identity.tenancy import TENANT
 
 if TYPE_CHECKING:
     from proxy.house import House
@@ -28,9 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("weir.front")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FAILED = Refusal("internal_error")
-_INTERNAL_ERROR = dialect.answer(500, dialect.refusal_headers(_FAILED), dialect.refusal_body(_FAILED), close=True)
 _TOO_LONG = Refusal("headers_too_large", str(bounds.REQUEST_LINE_BYTES_MAX))
 _NOT_HTTP = Refusal("bad_request", "its line or one of its headers is not HTTP/1.1")
+
+
+def _internal_error(lines: bytes) -> bytes:
+    """The answer to a request that failed inside Weir. lines: header lines of its own."""
+    headers = lines.decode("latin-1") + dialect.refusal_headers(_FAILED)
+    return dialect.answer(500, headers, dialect.refusal_body(_FAILED), close=True)
 
 
 class _Written(web.StreamResponse):
@@ -67,6 +73,7 @@ class AiohttpExchange:
         "buffered",
         "close",
         "http10",
+        "lines",
         "method",
         "raw_headers",
         "raw_path",
@@ -86,8 +93,14 @@ class AiohttpExchange:
         self.http10 = request.version.minor == 0
         self.close = front.draining or self.http10 or not request.keep_alive
         self.started = False
+        self.lines = b""
         self.write: Callable[[bytes], object] = transport.write
         self.buffered: Callable[[], int] = transport.get_write_buffer_size
+
+    @property
+    def peer(self) -> str:
+        name = self._transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) else ""
 
     def body_now(self) -> bytes | None:
         body = self._body
@@ -185,7 +198,7 @@ class Door(web.RequestHandler):
         """The answer to a request without a handler's: malformed ones. The connection ends with it."""
         transport = request.transport
         if transport is not None and not transport.is_closing():
-            transport.write(self.front.malformed(exc) if status == 400 else _INTERNAL_ERROR)
+            transport.write(self.front.malformed(exc) if status == 400 else _internal_error(b""))
         return _WrittenLast()
 
 
@@ -264,8 +277,9 @@ class Front:
             if exchange.started:
                 transport.abort()
             else:
-                exchange.answer(_INTERNAL_ERROR, close=True)
+                exchange.answer(_internal_error(exchange.lines), close=True)
         finally:
+            TENANT.set("")  # the next request on this connection may be anybody's
             self.requests -= 1
             door.busy = False
             if self.draining:

@@ -7,6 +7,8 @@ import json
 import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from proxy import board, bounds
@@ -15,11 +17,13 @@ from proxy._wire import Sweeper
 from proxy.call import Call, Route, Sent
 from proxy.clock import wall_us
 from proxy.errors import Refusal
+from proxy.identity.gate import Gate
 from proxy.identity.keys import Keys
 from proxy.identity.tokens import Tokens
 from proxy.journal import Epoch
 from proxy.policy.snapshot import Model, Policy, Upstream
 from proxy.record import cut, encode_sent
+from proxy.running import Running
 from proxy.telemetry.calls import CallMetrics
 from proxy.telemetry.log import Lines, Refused
 from proxy.tokens.tokenizer import Tokenizer, Tokenizers
@@ -46,12 +50,15 @@ class House:
         *,
         strict: bool,
         tokens: Tokens | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.loop = loop
         self.keys = keys
         self.tokens = tokens
+        self.gate = gate or Gate(keys, tokens)
         self.epoch = epoch
         self.arena: Arena = epoch.arena
+        self.running = Running(loop, self.arena, keys, tokens)
         self.metrics = metrics
         self.lines = lines
         self.strict = strict
@@ -87,10 +94,14 @@ class House:
         self._pools = pools
         if self.tokens is not None:
             self.tokens.adopt(policy.issuers)
+        self.gate.refuse_stale = policy.identity.on_stale == "refuse"
         self.policy = policy
 
-    def routes(self, model: Model) -> tuple[Route, ...]:
-        """The model's targets, each with its pool. A target without a model name of its own passes the client's on."""
+    def routes(self, model: Model, tenant: str) -> tuple[Route, ...]:
+        """The model's targets, each with its pool. A target without a model name of its own passes the client's on.
+
+        tenant: whose calls go there, for upstreams that are told.
+        """
         routes = []
         for target in model.targets:
             if not target.weight:
@@ -99,6 +110,8 @@ class House:
             name = target.model or model.name
             facts = Sent(cut(target.upstream, UPSTREAM_BYTES_KEPT), cut(name, SERVED_BYTES_KEPT))
             route = Route(facts, encode_sent(facts), pool, upstream, target)
+            if upstream.tenant_header is not None:
+                route.lines = f"{upstream.tenant_header}: {tenant}\r\n".encode()
             if name != model.name:
                 route.model_literal = json.dumps(name).encode()
             routes.append(route)
@@ -110,11 +123,11 @@ class House:
 
     async def aside(self, work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Runs a count in a thread, for a call."""
-        return await self.loop.run_in_executor(self._counting, work, *args)
+        return await self.loop.run_in_executor(self._counting, partial(copy_context().run, work, *args))
 
     async def asked(self, work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
         """The same for a client that asked for nothing but the count."""
-        return await self.loop.run_in_executor(self._asked, work, *args)
+        return await self.loop.run_in_executor(self._asked, partial(copy_context().run, work, *args))
 
     def pools(self) -> list[Pool]:
         """Every pool in use now."""
@@ -130,12 +143,18 @@ class House:
         arena = self.arena
         if arena.word(board.DRAINING):
             return 503, "draining"
+        stale = board.keys_stale(arena, now_ns())
+        if stale and arena.word(board.KEYS_ON_STALE) == board.REFUSE:
+            return 503, "keys unchecked"
         away = [
             name
             for name, word in (("redis", board.REDIS_STATE), ("database", board.DATABASE_STATE))
             if arena.word(word) == board.AWAY
         ]
-        return 200, f"degraded: {' and '.join(away)} away" if away else "ok"
+        parts = [f"{' and '.join(away)} away"] if away else []
+        if stale:
+            parts.append("keys unchecked")
+        return 200, f"degraded: {', '.join(parts)}" if parts else "ok"
 
     def note_refusal(self, refusal: Refusal, call: Call | None, request_id: str, arrived_ns: int) -> None:
         """Counts a refusal by its reason, and logs it unless the call has a row and so a line of its own."""

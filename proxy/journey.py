@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxy import answer
 from proxy.accept import accept, read_body, refuse
-from proxy.admit import admit, count, count_aside
+from proxy.admit import admit, count, count_aside, judge_again
 from proxy.authorise import authorise
 from proxy.errors import Refusal
 from proxy.exchange import Exchange
@@ -31,12 +31,14 @@ async def serve(exchange: Exchange, house: House) -> None:
         if not call.endpoint.suffix:
             await answer.own(call, house)
             return
-        if not identify(call, house.keys, house.tokens):  # 2
-            await look_up(call, house.keys, house.tokens)
+        if not identify(call, house.gate):  # 2
+            await look_up(call, house.gate)
         await read_body(call)
         authorise(call, policy)  # 3
         if not count(call, house):
             await count_aside(call, house)
+        if not house.running.current(call):  # a key may have ended while the body came
+            await judge_again(call, house, policy)
         admit(call, house)  # 4: from here on something is held, and there will be a row
         try:
             call.route = choose(call.grant.routes, call.slot.call)  # 5

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from proxy import _wire
 from proxy._fastpath import now_ns
 from proxy._scan import AnswerCounter, with_model, with_usage
-from proxy._wire import Relay
+from proxy._wire import Connection, Relay
 from proxy.bounds import TEXT_BYTES_INLINE
 from proxy.call import CLIENT_GONE_STATUS, Call, Outcome, Progress, Route, Termination
 from proxy.errors import Refusal
@@ -45,7 +45,8 @@ def request_bytes(call: Call, route: Route) -> bytes:
         body = with_usage(body, facts, route.model_literal)
     elif route.model_literal is not None:
         body = with_model(body, facts, route.model_literal)
-    return route.pool.target.request(call.endpoint.suffix, call.head.forward, call.request_id.encode(), body)
+    forward = call.head.forward + route.lines
+    return route.pool.target.request(call.endpoint.suffix, forward, call.request_id.encode(), body)
 
 
 def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: bool) -> Relay:
@@ -78,7 +79,7 @@ async def stream(call: Call, route: Route, house: House) -> None:
     """Sends the request, waits for the relay's end, and fills `call.outcome`. Raises Refusal before the first byte."""
     done = house.loop.create_future()
     relay = call.relay = relay_for(call, route, done, strict=house.strict)
-    connection = route.pool.take() or await route.pool.connect()
+    connection = route.pool.take() or await connect(call, route)
     call.slot.sent(1, route.sent)
     call.sent_ns = now_ns()
     try:
@@ -86,7 +87,7 @@ async def stream(call: Call, route: Route, house: House) -> None:
             connection.start(relay, request_bytes(call, route))
         except ConnectionError:
             # It closed between the pool and here, and nothing was written: a fresh one costs the client nothing.
-            connection = await route.pool.connect()
+            connection = await connect(call, route)
             connection.start(relay, request_bytes(call, route))
         call.body = b""
         call.exchange.forget_body()
@@ -109,6 +110,10 @@ async def stream(call: Call, route: Route, house: House) -> None:
     if ending == _wire.COMPLETE:
         termination: Termination = "upstream_error" if relay.upstream_error else "complete"
         call.outcome = outcome_of(relay, termination, relay.status)
+    elif call.ended is not None and ending in (_wire.CUT, _wire.CANCELLED):
+        call.outcome = outcome_of(relay, "revoked", relay.status if relay.started else call.ended.kind.status)
+        if not relay.started:
+            raise call.ended
     elif relay.started:
         call.outcome = outcome_of(relay, _TERMINATIONS[ending], relay.status)
     else:
@@ -119,6 +124,21 @@ async def stream(call: Call, route: Route, house: House) -> None:
             raise refused
     if relay.usage is None and relay.backlog:
         await count_rest(call, relay, house)
+
+
+async def connect(call: Call, route: Route) -> Connection:
+    """A connection, once there is one. Raises Refusal, also when the call is ended while it waits."""
+    task = call.connecting = asyncio.current_task()
+    try:
+        return await route.pool.connect()
+    except asyncio.CancelledError:
+        if call.ended is None:
+            raise
+        assert task is not None
+        task.uncancel()
+        raise call.ended from None
+    finally:
+        call.connecting = None
 
 
 async def count_rest(call: Call, relay: Relay, house: House) -> None:

@@ -60,7 +60,7 @@ async def tokenize(call: Call, house: House) -> None:
         "tokenizer": tokenizer.name,
     }
     exchange = call.exchange
-    lines = f"x-request-id: {call.request_id}\r\n"
+    lines = f"x-request-id: {call.request_id}\r\n{exchange.lines.decode('latin-1')}"
     exchange.answer(dialect.answer(200, lines, json.dumps(answer).encode(), close=exchange.close), close=exchange.close)
 
 

@@ -16,6 +16,7 @@ from proxy.clock import boot_id, now_ns
 from proxy.front import Front
 from proxy.house import House
 from proxy.identity import pepper
+from proxy.identity.gate import Gate
 from proxy.identity.issuers import IssuerMetrics, Issuers
 from proxy.identity.keys import Keys
 from proxy.identity.tokens import Tokens
@@ -71,8 +72,9 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     counters = Counters(settings.data_dir / "metrics", epoch.column)
     lines = Lines(settings.log_requests, epoch=epoch.epoch, counters=counters)
     epoch.on_sync(lines.flush)
-    keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.key_by_digest, store.keys_by_digests)
+    keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.keys_by_digests)
     issuers = Issuers(IssuerMetrics(counters))
+    tokens = Tokens(epoch.arena, issuers, store.disabled_among)
     house = House(
         loop,
         policy,
@@ -82,7 +84,8 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
         CallMetrics(counters),
         lines,
         strict=journal.durability == "strict",
-        tokens=Tokens(epoch.arena, issuers, store.disabled_among),
+        tokens=tokens,
+        gate=Gate.of(settings.listen, keys, tokens),
     )
 
     front = Front(loop, serve, house)

@@ -85,11 +85,18 @@ def refusal_body(refusal: Refusal) -> bytes:
     ).encode()
 
 
+def error_frame(refusal: Refusal) -> bytes:
+    """The last frame of a stream that Weir ends: the official SDKs raise it as an APIError (openai-python,
+    `_streaming.py`, `__stream__`). No `[DONE]` follows it: the answer is not done.
+    """
+    return b"data: %b\n\n" % refusal_body(refusal)
+
+
 def refusal_headers(refusal: Refusal) -> str:
     """Whose fault, and whether to retry. A delay is given in both forms that the SDKs read, ms first."""
     kind = refusal.kind
     lines = f"x-weir-error: {kind.fault}\r\nx-should-retry: {'true' if kind.retry else 'false'}\r\n"
-    if kind.retry and refusal.retry_after_ms > 0:
+    if refusal.retry_after_ms > 0:
         seconds = -(-refusal.retry_after_ms // 1000)
         lines += f"retry-after-ms: {refusal.retry_after_ms}\r\nretry-after: {seconds}\r\n"
     return lines

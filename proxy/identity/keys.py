@@ -18,8 +18,11 @@ from itertools import islice
 from proxy import board, bounds
 from proxy._fastpath import Arena, key_digest, key_well_formed
 from proxy.call import Grant, Principal
-from proxy.clock import wall_us
 from proxy.errors import Refusal
+from proxy.identity.addresses import blocks_of
+from proxy.identity.lookups import LookUps, Words
+from proxy.identity.tenancy import line_of
+from proxy.policy.snapshot import KINDS
 from proxy.store.keys import KeyRow
 
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -47,19 +50,28 @@ def new_key_id() -> str:
     return f"key_{_base62(secrets.randbits(80), 14)}"
 
 
+Credential = bytes | tuple[str, str]  # a key's digest, or issuer and subject of a token's user
+
+
 class Known:
     """A key this worker has seen: who it is, under which generation of the key table that was true, what it may do.
 
-    `grants` is filled by `authorise`, by (endpoint, model), and dropped with the policy that made it.
+    `credential` is what the database is asked for when that has become doubtful.
+
+    `grants` is filled by `authorise`, by (endpoint, model), and dropped with the policy that made it. `lines` are the
+    header lines of every answer to it.
     """
 
-    __slots__ = ("generation", "grants", "policy", "principal")
+    __slots__ = ("blocks", "credential", "generation", "grants", "lines", "policy", "principal")
 
-    def __init__(self, principal: Principal, generation: int) -> None:
+    def __init__(self, principal: Principal, generation: int, credential: Credential = b"") -> None:
         self.principal = principal
+        self.credential = credential
         self.generation = generation
         self.grants: dict[tuple[str, str], Grant] = {}
         self.policy: object = None
+        self.lines = line_of(principal.tenant)
+        self.blocks = None if principal.networks is None else blocks_of(principal.networks)
 
 
 def principal_of(row: KeyRow) -> Principal:
@@ -68,11 +80,26 @@ def principal_of(row: KeyRow) -> Principal:
         tenant=row.tenant,
         key_id=row.key_id,
         owner=row.owner,
-        tags=tuple(row.tags),
-        endpoints=None if row.endpoints is None else tuple(row.endpoints),
-        models=None if row.models is None else tuple(row.models),
+        tags=_tags(row),
+        endpoints=row.endpoints,
+        models=row.models,
         expires_us=row.ends_us,
+        plan=row.plan,
+        own_limits=tuple((kind, limit) for kind in KINDS if (limit := getattr(row, kind)) is not None),
+        networks=row.networks,
     )
+
+
+def _tags(row: KeyRow) -> tuple[tuple[str, str], ...]:
+    """Its tags, as far as they fit a call's slot: whoever wrote the row, its calls can be opened."""
+    tags = []
+    room = bounds.TAGS_BYTES_MAX
+    for name, value in row.tags[: bounds.TAGS_MAX]:
+        room -= len(name.encode()) + len(value.encode())
+        if room < 0:
+            break
+        tags.append((name, value))
+    return tuple(tags)
 
 
 class Keys:
@@ -86,16 +113,23 @@ class Keys:
         self,
         arena: Arena,
         pepper: bytes,
-        look_up: Callable[[bytes], Awaitable[KeyRow | None]],
         look_up_all: Callable[[Sequence[bytes]], Awaitable[Sequence[KeyRow]]],
     ) -> None:
+        """look_up_all: the rows of these digests; at most three of its questions are open at one time."""
         self._arena = arena
         self._pepper = pepper
-        self._look_up = look_up
         self._look_up_all = look_up_all
+        # Two queues: what nobody knows, in any number, does not delay the keys that were known before a change.
+        self._again = LookUps(look_up_all, self._words, bounds.KEYS_CACHED_MAX)
+        self._strangers = LookUps(look_up_all, self._words, bounds.KEYS_WAITING_MAX)
         self._known: OrderedDict[bytes, Known] = OrderedDict()
         self._unknown: OrderedDict[bytes, int] = OrderedDict()
         self._renewed = arena.word(board.KEYS_GENERATION)  # nothing is known yet that could be older
+
+    @property
+    def arena(self) -> Arena:
+        """Where the words are by which it goes."""
+        return self._arena
 
     @property
     def renewed(self) -> int:
@@ -124,21 +158,13 @@ class Keys:
     async def look_up(self, secret: bytes) -> Known:
         """Asks the database. Raises Refusal invalid_api_key, or store_unavailable when it cannot be asked."""
         digest = key_digest(secret, self._pepper)
-        # The words are read before the table: a change between the two makes this entry stale, never fresh.
-        generation = self._arena.word(board.KEYS_GENERATION)
-        created = self._arena.word(board.KEYS_CREATED)
-        try:
-            row = await self._look_up(digest)
-        except Exception as error:
-            raise Refusal("store_unavailable") from error
-        if row is None or row.revoked_us is not None:
-            self._forget(digest, created)
+        queue = self._again if digest in self._known else self._strangers
+        found = await queue.find(digest)
+        known = self._learn(digest, found.row, found.words)
+        if known is None:
             raise Refusal("invalid_api_key")
-        entry = Known(principal_of(row), generation)
-        self._known[digest] = entry
-        if len(self._known) > bounds.KEYS_CACHED_MAX:
-            self._known.popitem(last=False)
-        return entry
+        self._known.move_to_end(digest)
+        return known
 
     async def renew(self) -> None:
         """After a change of keys: asks about the known ones again, so that not each of them has to at its next use.
@@ -147,10 +173,9 @@ class Keys:
         What could not be asked stays stale, so a revocation is never forgotten; call it again, it is quick when there
         is nothing to do. Of many keys only the latest looked up are renewed.
         """
-        generation = self._arena.word(board.KEYS_GENERATION)
-        if generation == self._renewed:
+        words = self._words()
+        if words.generation == self._renewed:
             return
-        created = self._arena.word(board.KEYS_CREATED)
         latest = list(islice(reversed(self._known), bounds.KEYS_RENEWED_MAX))
         for start in range(0, len(latest), bounds.KEYS_RENEWED_AT_ONCE):
             digests = latest[start : start + bounds.KEYS_RENEWED_AT_ONCE]
@@ -159,19 +184,38 @@ class Keys:
             except Exception:
                 return
             for digest in digests:
-                self._renew(digest, rows.get(digest), generation, created)
-        self._renewed = generation
+                if digest in self._known:  # else a look-up has found meanwhile that it ended, or it was pushed out
+                    self._learn(digest, rows.get(digest), words)
+        self._renewed = words.generation
 
-    def _renew(self, digest: bytes, row: KeyRow | None, generation: int, created: int) -> None:
+    async def ended_among(self, digests: Sequence[bytes]) -> list[bytes]:
+        """Those of these keys that have ended. Raises what the database raises. The others are renewed by the way."""
+        words = self._words()
+        rows = {row.digest: row for row in await self._look_up_all(digests)}
+        for digest in digests:
+            if digest in self._known:
+                self._learn(digest, rows.get(digest), words)
+        return [digest for digest in digests if (row := rows.get(digest)) is None or row.revoked_us is not None]
+
+    def _words(self) -> Words:
+        return Words(self._arena.word(board.KEYS_GENERATION), self._arena.word(board.KEYS_CREATED))
+
+    def _learn(self, digest: bytes, row: KeyRow | None, words: Words) -> Known | None:
+        """What the table said under these words becomes what this worker knows, unless it knows of a later look."""
         entry = self._known.get(digest)
+        if entry is not None and entry.generation > words.generation:
+            return entry
         if row is None or row.revoked_us is not None:
-            self._forget(digest, created)
-        elif entry is not None and entry.generation < generation:
-            # Else it is gone, or was looked up after this: that look-up knew more.
-            if entry.principal == principal_of(row):
-                entry.generation = generation
-            else:
-                self._known[digest] = Known(principal_of(row), generation)
+            self._forget(digest, words.created)
+            return None
+        principal = principal_of(row)
+        if entry is not None and entry.principal == principal:
+            entry.generation = words.generation
+            return entry
+        entry = self._known[digest] = Known(principal, words.generation, digest)
+        if len(self._known) > bounds.KEYS_CACHED_MAX:
+            self._known.popitem(last=False)
+        return entry
 
     def _forget(self, digest: bytes, created: int) -> None:
         """From now on it is unknown. Revoked is for ever; one that does not exist may yet be made."""
@@ -179,8 +223,3 @@ class Keys:
         self._unknown[digest] = created
         if len(self._unknown) > bounds.KEYS_UNKNOWN_CACHED_MAX:
             self._unknown.popitem(last=False)
-
-
-def expired(principal: Principal) -> bool:
-    """Whether the key's time is over by the wall clock."""
-    return principal.expires_us is not None and wall_us() >= principal.expires_us

@@ -65,6 +65,7 @@ def _build(files: Files) -> Policy:
         tenants={each.value.name: _tenant(each, each.value) for each in files.tenants if each.value is not None},
         prices={name: price for name, price in priced.items() if every is not None and name not in weir.value.models},
         issuers={name: _issuer(files, name, each) for name, each in weir.value.issuers.items()},
+        identity=snapshot.Identity(*msgspec.structs.astuple(weir.value.identity)),
     )
     return msgspec.structs.replace(policy, version=snapshot.digest(policy))
 
@@ -84,6 +85,7 @@ def _upstream(files: Files, name: str, upstream: schema.Upstream) -> snapshot.Up
         total_seconds=times.total_seconds,
         max_connections=upstream.max_connections,
         max_waiting=upstream.max_waiting,
+        tenant_header=None if upstream.tenant_header is None else upstream.tenant_header.lower(),
     )
 
 
@@ -186,6 +188,7 @@ def _rights(document: Document[T], rights: schema.Rights, *at: str) -> snapshot.
         model_limits={
             name: _rules(document, limits, *at, "model_limits", name) for name, limits in rights.model_limits.items()
         },
+        on_revoke=rights.on_revoke,
     )
 
 

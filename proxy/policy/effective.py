@@ -1,11 +1,12 @@
-"""What one key may do: plan ∩ tenant ∩ key, for one model at one endpoint.
+"""What one key may do: plan ∩ tenant ∩ key, for one model at one endpoint. A key may also be on a plan of its own,
+which narrows this key alone.
 
 Pure: real requests and `weir explain` both ask here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 from msgspec import Struct
@@ -13,20 +14,18 @@ from msgspec import Struct
 from proxy.bounds import BURST_MINUTES_MAX, MODEL_BYTES_MAX
 from proxy.call import Principal
 from proxy.policy.schema import EVERY
-from proxy.policy.snapshot import KINDS, Kind, Model, Plan, Policy, Rule, Tenant
-
-LEVELS = ("tenant", "key", "model")
+from proxy.policy.snapshot import KINDS, Kind, Model, Plan, Policy, Rights, Rule, Rules, Tenant
 
 
 class Limit(Struct, frozen=True):
     """One limit in force. `scope` names its cell in the arena; `limit` is per minute, or calls at one time."""
 
     kind: Kind
-    level: str  # one of LEVELS
-    scope: str  # tenant/<t>, key/<key id>, model/<t>/<model>
+    level: str  # tenant, key or model
+    scope: str  # tenant/<t>, key/<key id>, key/<key id>/<model>, model/<t>/<model>
     limit: int
     burst: int  # 0 for concurrency
-    source: str  # "file:line" that decides
+    source: str  # "file:line" that decides, or "the key"
     burst_source: str  # "" where the burst follows from the limit
 
 
@@ -66,10 +65,10 @@ def effective(
     found = find_model(policy, model)
     if found is None:
         return refused("model_not_found", model, f"no entry in models serves {model}", "")
-    for models, who, source in _model_rights(principal, tenant, plan):
+    for models, who, source in _model_rights(policy, principal, tenant, plan):
         if models is not None and model not in models and EVERY not in models:
             return refused("model_not_found", model, f"{who} does not list the model {model}", source)
-    for endpoints, who, source in _endpoint_rights(principal, tenant, plan):
+    for endpoints, who, source in _endpoint_rights(policy, principal, tenant, plan):
         if endpoints is not None and endpoint not in endpoints:
             return refused("endpoint_not_allowed", endpoint, f"{who} does not list the endpoint {endpoint}", source)
     if found.endpoints is not None and endpoint not in found.endpoints:
@@ -89,9 +88,9 @@ def visible_models(policy: Policy, principal: Principal) -> tuple[str, ...]:
     tenant, plan = verdict.tenant, verdict.plan
     if verdict.refusal is not None or tenant is None or plan is None:
         return ()
-    rights = [models for models, _, _ in _model_rights(principal, tenant, plan) if models is not None]
+    rights = [models for models, _, _ in _model_rights(policy, principal, tenant, plan) if models is not None]
     names = set(policy.models) | {name for models in rights for name in models}
-    endpoint_rights = [listed for listed, _, _ in _endpoint_rights(principal, tenant, plan)]
+    endpoint_rights = [listed for listed, _, _ in _endpoint_rights(policy, principal, tenant, plan)]
     visible = []
     for name in sorted(names - {EVERY}):
         found = find_model(policy, name)
@@ -129,24 +128,33 @@ def _standing(policy: Policy, principal: Principal, now_us: int | None) -> Effec
     if tenant.status == "suspended":
         reason = f"the tenant {tenant.name} is suspended"
         return Effective("tenant_suspended", "", reason, tenant.status_source, tenant, plan)
+    if principal.plan is not None and principal.plan not in policy.plans:
+        # Who may do nothing beyond a plan may do nothing without it.
+        reason = f"the key's own plan {principal.plan} is not in the policy"
+        return Effective("invalid_api_key", "", reason, "", tenant, plan)
     return Effective(None, "", "", "", tenant, plan)
 
 
 _Right = tuple[tuple[str, ...] | None, str, str]
 
 
-def _model_rights(principal: Principal, tenant: Tenant, plan: Plan) -> tuple[_Right, ...]:
-    return (
-        (plan.rights.models, f"the plan {plan.name}", plan.rights.models_source),
-        (tenant.rights.models, f"the tenant {tenant.name}", tenant.rights.models_source),
-        (principal.models, "the key", ""),
-    )
+def _levels(policy: Policy, principal: Principal, tenant: Tenant, plan: Plan) -> Iterator[tuple[str, Rights]]:
+    """Every written level that judges this key, the widest first."""
+    yield f"the plan {plan.name}", plan.rights
+    yield f"the tenant {tenant.name}", tenant.rights
+    if principal.plan is not None:
+        yield f"the key's own plan {principal.plan}", policy.plans[principal.plan].rights
 
 
-def _endpoint_rights(principal: Principal, tenant: Tenant, plan: Plan) -> tuple[_Right, ...]:
+def _model_rights(policy: Policy, principal: Principal, tenant: Tenant, plan: Plan) -> tuple[_Right, ...]:
+    levels = _levels(policy, principal, tenant, plan)
+    return (*((rights.models, who, rights.models_source) for who, rights in levels), (principal.models, "the key", ""))
+
+
+def _endpoint_rights(policy: Policy, principal: Principal, tenant: Tenant, plan: Plan) -> tuple[_Right, ...]:
+    levels = _levels(policy, principal, tenant, plan)
     return (
-        (plan.rights.endpoints, f"the plan {plan.name}", plan.rights.endpoints_source),
-        (tenant.rights.endpoints, f"the tenant {tenant.name}", tenant.rights.endpoints_source),
+        *((rights.endpoints, who, rights.endpoints_source) for who, rights in levels),
         (principal.endpoints, "the key", ""),
     )
 
@@ -154,19 +162,33 @@ def _endpoint_rights(principal: Principal, tenant: Tenant, plan: Plan) -> tuple[
 def _limits(policy: Policy, principal: Principal, tenant: Tenant, plan: Plan, model: Model) -> tuple[Limit, ...]:
     high, low = plan.rights, tenant.rights
     # Names without an entry share one cell: what a client may invent must not fill the arena.
-    own = {*policy.models, *high.model_limits, *low.model_limits}
-    name = model.name if model.name in own else EVERY
-    by_level = {
-        "tenant": (f"tenant/{tenant.name}", (high.limits, low.limits)),
-        "key": (f"key/{principal.key_id}", (high.key_limits, low.key_limits)),
-        "model": (
+    # A plan's limits are those of whoever is on it: of a tenant for all its keys, and of a key for itself.
+    of_key = () if principal.plan is None else (policy.plans[principal.plan].rights,)
+    known = {*policy.models, *high.model_limits, *low.model_limits}
+    known.update(*(each.model_limits for each in of_key))
+    name = model.name if model.name in known else EVERY
+    own_rules = tuple(Rule(kind, limit, None, "the key", "") for kind, limit in principal.own_limits)
+    key = f"key/{principal.key_id}"
+    cells: list[tuple[str, str, tuple[Rules, ...]]] = [
+        ("tenant", f"tenant/{tenant.name}", (high.limits, low.limits)),
+        (
+            "key",
+            key,
+            (
+                *(high.key_limits, low.key_limits),
+                *(rules for each in of_key for rules in (each.limits, each.key_limits)),
+                own_rules,
+            ),
+        ),
+        *(("key", f"{key}/{name}", (each.model_limits.get(name, ()),)) for each in of_key),
+        (
+            "model",
             f"model/{tenant.name}/{name}",
             (model.limits, high.model_limits.get(name, ()), low.model_limits.get(name, ())),
         ),
-    }
+    ]
     limits = []
-    for level in LEVELS:
-        scope, levels = by_level[level]
+    for level, scope, levels in cells:
         for kind in KINDS:
             limit = narrow(kind, level, scope, (rule for rules in levels for rule in rules if rule.kind == kind))
             if limit is not None:

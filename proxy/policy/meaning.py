@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -24,6 +25,14 @@ NANOS = 10**9  # nano-dollars in a dollar
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SECRET_HEADERS = ("authorization", "cookie", "host", "proxy-authorization", "x-api-key")
+_UPSTREAM_HEADERS = frozenset(
+    {
+        *_SECRET_HEADERS,
+        *("accept", "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect"),
+        *("keep-alive", "openai-beta", "te", "traceparent", "tracestate", "trailer", "transfer-encoding", "upgrade"),
+        *("user-agent", "x-request-id"),
+    }
+)
 _BURST_OF = {"requests_burst": "requests_per_minute", "tokens_burst": "tokens_per_minute"}
 
 
@@ -73,6 +82,11 @@ class Judge:
                 path = self.files.base / getattr(value.listen.tls, name)
                 if not path.is_file():
                     self._wrong(weir, f"no file {path}", "listen", "tls", name)
+        for index, text in enumerate(value.listen.trusted_proxies):
+            try:
+                ip_network(text)
+            except ValueError as error:
+                self._wrong(weir, f"{text}: {error}", "listen", "trusted_proxies", index)
         journal = value.journal
         least = value.workers * (journal.segment_bytes + journal.slots * RECORD_BYTES_MAX)
         if journal.max_bytes < least:
@@ -115,6 +129,9 @@ class Judge:
                     self._wrong(weir, f"no file {self.files.base / upstream.ca_bundle}", *at, "ca_bundle")
             if upstream.key is not None:
                 self._readable(weir, upstream.key, *at, "key")
+            header = upstream.tenant_header
+            if header is not None and header.lower() in _UPSTREAM_HEADERS:
+                self._wrong(weir, f"{header} has a meaning of its own; name another header", *at, "tenant_header")
 
     def _url(self, weir: Document[schema.WeirFile], upstream: schema.Upstream, name: str) -> None:
         at = ("upstreams", name, "url")

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from proxy import bounds
 
 Endpoint = Literal["chat.completions", "completions", "embeddings"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Cidr = Annotated[str, Meta(max_length=49)]
+TenantDomain = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$",
+        max_length=200,
+        extra={"rule": "a domain in lower case, such as weir.example.com"},
+    ),
+]
 
 
 class Written(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +48,31 @@ class Listen(Written, frozen=True):
     host: Annotated[str, Meta(description="Address to listen on.", examples=["0.0.0.0"])] = "127.0.0.1"
     port: Annotated[Port, Meta(description="Port; 0 takes a free one.", examples=[8080])] = 8080
     tls: Annotated[Tls | None, Meta(description="Serve https; without it http.", extra={"default": "none"})] = None
+    trusted_proxies: Annotated[
+        list[Cidr],
+        Meta(
+            max_length=bounds.TRUSTED_PROXIES_MAX,
+            description="Addresses of reverse proxies. From them alone X-Forwarded-For says where a client is.",
+            examples=[["10.0.0.0/24"]],
+        ),
+    ] = field(default_factory=list)
+    tenant_domain: Annotated[
+        TenantDomain | None,
+        Meta(
+            description="Clients may name their tenant by a subdomain of it: `acme.weir.example.com`.",
+            examples=["weir.example.com"],
+            extra={"default": "hosts say nothing"},
+        ),
+    ] = None
+    failures_per_minute: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=bounds.LIMIT_MAX,
+            description="Bad credentials from one address that are told so; more are a 429. Good ones always pass.",
+            examples=[120],
+        ),
+    ] = bounds.FAILURES_PER_MINUTE_DEFAULT
 
 
 class Metrics(Written, frozen=True):
@@ -46,6 +80,38 @@ class Metrics(Written, frozen=True):
 
     host: Annotated[str, Meta(description="Address to listen on.", examples=["127.0.0.1"])] = "127.0.0.1"
     port: Annotated[Port, Meta(description="Port; 0 takes a free one.", examples=[9091])] = 9091
+
+
+OnRevoke = Literal["cut", "finish"]
+
+
+class Identity(Written, frozen=True):
+    """What holds for keys, and for the tokens of issuers, when they end."""
+
+    freshness_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86_400,
+            description="How old the last look at which keys have ended may be. A host looks three times a second.",
+            examples=[10],
+            extra={"unit": "seconds"},
+        ),
+    ] = 10.0
+    on_stale: Annotated[
+        Literal["allow", "refuse"],
+        Meta(
+            description="When it is older: `allow` serves those who are known here, `refuse` answers everybody 503.",
+            examples=["allow"],
+        ),
+    ] = "allow"
+    on_revoke: Annotated[
+        OnRevoke,
+        Meta(
+            description="Calls that run when their key ends: `cut` ends them too, `finish` lets them go on.",
+            examples=["cut"],
+        ),
+    ] = "cut"
 
 
 class Journal(Written, frozen=True):

@@ -14,7 +14,7 @@ from msgspec import Meta, field
 
 from proxy import bounds
 from proxy.policy.issuing import Issuer
-from proxy.policy.process import Endpoint, Journal, Listen, Log, Metrics, Retention, Written
+from proxy.policy.process import Endpoint, Identity, Journal, Listen, Log, Metrics, OnRevoke, Retention, Written
 
 ENCODINGS = ("o200k_base", "cl100k_base", "o200k_harmony")  # tokenizers that Weir has inside
 EVERY = "*"  # as a model's name: any other name, passed on unchanged; in a list of rights: every model
@@ -100,6 +100,14 @@ class Upstream(Written, frozen=True):
             description="Certificates to trust for this upstream alone, PEM.",
             examples=["/etc/weir/tls/ca.pem"],
             extra={"path": True, "default": "the system's"},
+        ),
+    ] = None
+    tenant_header: Annotated[
+        HeaderName | None,
+        Meta(
+            description="Request header in which it is told the tenant of each call.",
+            examples=["X-Tenant"],
+            extra={"default": "it is not told"},
         ),
     ] = None
     ask_usage: Annotated[
@@ -303,6 +311,7 @@ class WeirFile(Written, frozen=True):
     journal: Annotated[Journal, Meta(description="The journal in data_dir.")] = Journal()
     retention: Annotated[Retention, Meta(description="How long rows are kept.")] = Retention()
     log: Annotated[Log, Meta(description="What is logged.")] = Log()
+    identity: Annotated[Identity, Meta(description="Keys and tokens that have ended.")] = Identity()
     issuers: Annotated[
         dict[UpstreamName, Issuer],
         Meta(description="Identity providers whose tokens (JWT) are taken in place of API keys, by a name of yours."),
@@ -345,6 +354,14 @@ class Rights(Written, frozen=True):
         dict[ModelName, Limits],
         Meta(description='Limits of a tenant on one model; `"*"` is every name without an entry of its own, together.'),
     ] = field(default_factory=dict)
+    on_revoke: Annotated[
+        OnRevoke | None,
+        Meta(
+            description="Calls that run when their key ends: `cut` ends them too, `finish` lets them go on.",
+            examples=["finish"],
+            extra={"default": "the plan's for a tenant, else that of identity in weir.yaml"},
+        ),
+    ] = None
 
 
 class Plan(Rights, frozen=True):

@@ -6,15 +6,16 @@ It holds no secret, only references to them. It is msgpack on disk, so that a wo
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 from msgspec import Struct, field
 
+from proxy.call import Kind as Kind
+
 SNAPSHOT_FORMAT = 2  # raised when the layout below changes; a reader refuses another one
 
-Kind = Literal["requests_per_minute", "tokens_per_minute", "concurrency"]
-KINDS: tuple[Kind, ...] = ("requests_per_minute", "tokens_per_minute", "concurrency")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Rule(Struct, frozen=True, array_like=True):
@@ -28,6 +29,7 @@ class Rule(Struct, frozen=True, array_like=True):
 
 
 Rules = tuple[Rule, ...]
+OnRevoke = Literal["cut", "finish"]
 
 
 class Rights(Struct, frozen=True, array_like=True):
@@ -40,6 +42,7 @@ class Rights(Struct, frozen=True, array_like=True):
     limits: Rules
     key_limits: Rules
     model_limits: dict[str, Rules]
+    on_revoke: OnRevoke | None = None
 
 
 class Plan(Struct, frozen=True, array_like=True):
@@ -74,6 +77,7 @@ class Upstream(Struct, frozen=True, array_like=True):
     total_seconds: float
     max_connections: int
     max_waiting: int
+    tenant_header: str | None = None  # lower case
 
 
 class Price(Struct, frozen=True, array_like=True):
@@ -139,6 +143,14 @@ class Issuer(Struct, frozen=True, array_like=True):
     roles: dict[str, tuple[str, ...] | None]
 
 
+class Identity(Struct, frozen=True, array_like=True):
+    """What holds when keys end. See `process.Identity`."""
+
+    freshness_seconds: float = 10.0
+    on_stale: Literal["allow", "refuse"] = "allow"
+    on_revoke: OnRevoke = "cut"
+
+
 class Policy(Struct, frozen=True, forbid_unknown_fields=True):
     """`prices` holds those of names that only the catch-all model `*` serves."""
 
@@ -150,6 +162,14 @@ class Policy(Struct, frozen=True, forbid_unknown_fields=True):
     tenants: dict[str, Tenant]
     prices: dict[str, Price]
     issuers: dict[str, Issuer] = field(default_factory=dict)
+    identity: Identity = Identity()
+
+    def on_revoke(self, tenant: str) -> OnRevoke:
+        """What becomes of this tenant's running calls when their credential ends: what is written nearest to it."""
+        found = self.tenants.get(tenant)
+        if found is None:
+            return self.identity.on_revoke
+        return found.rights.on_revoke or self.plans[found.plan].rights.on_revoke or self.identity.on_revoke
 
     def encode(self) -> bytes:
         """The snapshot file's bytes."""

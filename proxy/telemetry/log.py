@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from proxy import bounds, clock
 from proxy.call import UsageEvent
+from proxy.identity.tenancy import TENANT
 from proxy.telemetry.metrics import Counters
 
 Mode = Literal["json", "summary", "off"]
@@ -306,7 +307,7 @@ class Log:
 
 
 class _Forwarding(logging.Handler):
-    """Standard logging's records as lines of `log`; an exception's traceback is a field."""
+    """Standard logging's records as lines of `log`; the call's tenant and an exception's traceback are fields."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
@@ -314,6 +315,8 @@ class _Forwarding(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         fields: dict[str, object] = {"logger": record.name}
+        if tenant := TENANT.get():
+            fields["tenant"] = tenant
         if record.exc_info:
             fields["exception"] = logging.Formatter().formatException(record.exc_info)
         if record.levelno >= logging.ERROR:

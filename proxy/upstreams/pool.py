@@ -10,6 +10,7 @@ from pathlib import Path
 from proxy import bounds
 from proxy._wire import Connection
 from proxy.errors import Refusal
+from proxy.identity.tenancy import TENANT
 from proxy.upstreams.target import Target
 
 
@@ -179,6 +180,8 @@ class Pool:
 
     async def _open(self) -> Connection:
         connection = Connection(self._on_idle)
+        # A transport keeps the context it was made in for all its callbacks, and serves many tenants.
+        token = TENANT.set("")
         try:
             async with asyncio.timeout(self._connect_seconds):
                 await asyncio.get_running_loop().create_connection(
@@ -200,6 +203,8 @@ class Pool:
             if isinstance(fault, (OSError, UnicodeError)):  # UnicodeError: a name that IDNA cannot carry
                 raise Refusal("upstream_unreachable") from fault
             raise
+        finally:
+            TENANT.reset(token)
         self._opening -= 1
         self.made += 1
         self._all.add(connection)

@@ -29,6 +29,8 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
             "_scan",
             "settings",
             "identity.roles",
+            "identity.tenancy",
+            "identity.addresses",
             "audit",
         ),
     ),
@@ -48,14 +50,26 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
             "audit.files",
         ),
     ),
-    ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "tokenize", "house")),
+    ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "tokenize", "running", "house")),
     ("stories", ("journey", "flush")),
     ("planes", ("front",)),
     ("roots", ("worker", "wiring", "supervisor", "keeper", "keeping", "demo", "cli", "verbs", "parts", "__main__")),
 ]
 AUDIT = ("audit.chain", "audit.anchor", "audit.verify")
 FLOOR = {name: number for number, (_, names) in enumerate(FLOORS) for name in names}
-PURE = ("policy", "dialects", "tokens", "record", "route", "authorise", "flush.fold", "identity.roles", *AUDIT)
+PURE = (
+    "policy",
+    "dialects",
+    "tokens",
+    "record",
+    "route",
+    "authorise",
+    "flush.fold",
+    "identity.roles",
+    "identity.tenancy",
+    "identity.addresses",
+    *AUDIT,
+)
 # The policy's loader reads files; nothing here waits, logs or asks for the time.
 FORBIDDEN = {"aiohttp", "redis", "asyncio", "sqlalchemy", "logging", "time", "socket", "uvloop"}
 

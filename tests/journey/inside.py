@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxy import settings
+from proxy._fastpath import Arena
 from proxy.clock import boot_id
 from proxy.front import Front
 from proxy.house import House
 from proxy.identity import pepper
 from proxy.identity.keys import Keys
+from proxy.identity.tokens import Tokens
 from proxy.journal import Epoch
 from proxy.journey import serve
 from proxy.policy.compile import compile_policy
@@ -41,6 +43,8 @@ class Inside(NamedTuple):
     front: Front
     epoch: Epoch
     upstream: Upstream
+    house: House
+    row: KeyRow  # of its key
 
 
 @asynccontextmanager
@@ -50,19 +54,25 @@ async def inside(
     strict: bool = False,
     fdatasync: Callable[[int], None] = os.fdatasync,
     tenant: Mapping[str, Any] | None = None,
+    written: Mapping[str, Any] | None = None,
+    table: Callable[[Sequence[bytes], KeyRow], Awaitable[Sequence[KeyRow]]] | None = None,
+    tokens: Callable[[Arena], Tokens] | None = None,
 ) -> AsyncIterator[Inside]:
-    """Serves until the block ends; then nothing may be open."""
+    """Serves until the block ends; then nothing may be open.
+
+    written: laid over `weir.yaml`. table: answers for the table of keys; it is given the digests and the key's own row.
+    """
     loop = asyncio.get_running_loop()
     async with Upstream() as upstream:
-        written = Gateway(directory, upstream.url, tenant=tenant)  # for its configuration; nothing of it is started
-        process = settings.load(written.config)
+        # For its configuration; nothing of it is started.
+        gateway = Gateway(directory, upstream.url, settings=written, tenant=tenant)
+        process = settings.load(gateway.config)
         process.data_dir.mkdir(exist_ok=True)
         secret, row = new_row(process, "acme", "inside")
 
-        async def look_up(digest: bytes) -> KeyRow | None:
-            return row if digest == row.digest else None
-
-        async def look_up_all(digests: Sequence[bytes]) -> list[KeyRow]:
+        async def look_up_all(digests: Sequence[bytes]) -> Sequence[KeyRow]:
+            if table is not None:
+                return await table(digests, row)
             return [row] if row.digest in digests else []
 
         epoch = Epoch.create(
@@ -76,14 +86,24 @@ async def inside(
             fdatasync=fdatasync,
         )
         counters = Counters(process.data_dir / "metrics", epoch.column)
-        keys = Keys(epoch.arena, pepper.of(process.data_dir, process.pepper), look_up, look_up_all)
-        policy = compile_policy(written.config)
-        house = House(loop, policy, keys, epoch, make_pool, CallMetrics(counters), Lines("off"), strict=strict)
+        keys = Keys(epoch.arena, pepper.of(process.data_dir, process.pepper), look_up_all)
+        policy = compile_policy(gateway.config)
+        house = House(
+            loop,
+            policy,
+            keys,
+            epoch,
+            make_pool,
+            CallMetrics(counters),
+            Lines("off"),
+            strict=strict,
+            tokens=None if tokens is None else tokens(epoch.arena),
+        )
         front = Front(loop, serve, house)
         listener = socket.create_server(("127.0.0.1", 0))
         server = await loop.create_server(front, sock=listener)
         try:
-            yield Inside(listener.getsockname()[1], secret, front, epoch, upstream)
+            yield Inside(listener.getsockname()[1], secret, front, epoch, upstream, house, row)
         finally:
             server.close()
             front.drain()

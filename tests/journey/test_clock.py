@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from proxy import clock, record
 from proxy.call import Principal, UsageEvent
-from proxy.identity.keys import expired
+from proxy.errors import Refusal
+from proxy.identify import judge
+from proxy.identity.keys import Known
 from proxy.journal import read_records
 from tests.journey.calling import Client, chat
 from tests.journey.inside import inside
@@ -80,8 +84,9 @@ def test_keys_expire_by_the_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key's end is a date: before it the key is good, from it on it is not, and a clock set back makes it good."""
     wall = Wall(monkeypatch)
     principal = Principal("acme", "key_x", None, (), None, None, clock.wall_us() + HOUR_US)
-    said = []
-    for hours in (0, 2, 0):
+    known: Any = Known(principal, 0)
+    nothing: Any = None
+    for hours, ended in ((0, False), (2, True), (0, False)):
         wall.shift_us = hours * HOUR_US
-        said.append(expired(principal))
-    assert said == [False, True, False]
+        with pytest.raises(Refusal, match="expired_api_key") if ended else nullcontext():
+            judge(nothing, known, None, nothing)

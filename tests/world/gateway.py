@@ -106,7 +106,8 @@ class Gateway:
         self.output = directory / "stdout.txt"
         timeouts = {"connect_seconds": 2, "first_byte_seconds": 20, "idle_seconds": 20, "total_seconds": 60}
         written: dict[str, Any] = {
-            "listen": {"host": "127.0.0.1", "port": self.port},
+            # The tests are one address to it, and many of them fail on purpose.
+            "listen": {"host": "127.0.0.1", "port": self.port, "failures_per_minute": 1_000_000},
             "metrics": {"host": "127.0.0.1", "port": self.metrics_port},
             "data_dir": str(self.data),
             "workers": workers,
