@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from proxy import failpoint
 from proxy._fastpath import now_ns
-from proxy.call import CLIENT_GONE_STATUS, Call, Outcome, Progress
+from proxy.call import CLIENT_GONE_STATUS, Call, Outcome, Progress, Termination
 from proxy.errors import Refusal
 from proxy.record import encode, settle
 from proxy.tokens.estimate import fixed_tokens
@@ -20,7 +20,8 @@ _UNKNOWN = Outcome("crash", 500, Progress())
 def refused(call: Call, refusal: Refusal) -> None:
     """The outcome of a call that was refused after it was opened. What `stream` already found out stands."""
     if call.outcome is None:
-        call.outcome = Outcome("upstream_error", refusal.kind.status, Progress())
+        termination: Termination = "upstream_error" if call.ended is None else "revoked"
+        call.outcome = Outcome(termination, refusal.kind.status, Progress())
 
 
 def client_gone(call: Call) -> None:
@@ -31,6 +32,7 @@ def client_gone(call: Call) -> None:
 
 def meter(call: Call, house: House) -> None:
     """Turns the outcome into the row's record, closes the slot with it, settles the tokens, counts and logs."""
+    house.running.leave(call)
     now = now_ns()
     outcome = call.outcome or _UNKNOWN
     sent_ns = call.sent_ns

@@ -55,7 +55,7 @@ class Worker:
             self._front, sock=self._listener, backlog=4096, ssl=tls_context(self._settings)
         )
         self._say(board.STATE, board.SERVING)
-        beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._renew_keys())]
+        beside = [asyncio.create_task(work) for work in (self._beat(), self._renew_keys(), self._end_revoked())]
         try:
             await self._ending.wait()
             self._say(board.STATE, board.DRAINING_WORKER)
@@ -109,6 +109,7 @@ class Worker:
                     log.exception("the new policy could not be taken; the old one stays")
                 else:
                     self._say(board.COLUMN_POLICY_GENERATION, generation)
+                    await self._house.running.adopt(self._house.policy)
             await asyncio.sleep(bounds.HEARTBEAT_SECONDS / 5)
 
     async def _renew_keys(self) -> None:
@@ -117,6 +118,12 @@ class Worker:
             await self._house.keys.renew()
             if self._house.tokens is not None:
                 await self._house.tokens.renew()
+            await asyncio.sleep(bounds.KEYS_RENEW_SECONDS)
+
+    async def _end_revoked(self) -> None:
+        """After a change of keys, ends the calls that run by one that has ended; apart, so that nothing delays it."""
+        while True:
+            await self._house.running.look(self._house.policy)
             await asyncio.sleep(bounds.KEYS_RENEW_SECONDS)
 
     def _say(self, word: int, value: int) -> None:

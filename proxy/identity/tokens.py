@@ -131,8 +131,12 @@ class Tokens:
             raise refusal("token_revoked")
         if wall_us() >= who.expires_us:
             raise refusal("token_expired")
-        known = found.known[tenant] = Known(who.principal(tenant), generation)
+        known = found.known[tenant] = Known(who.principal(tenant), generation, who.identity)
         return known
+
+    async def prove(self, token: bytes) -> Person:
+        """Whom a token stands for, judged whole and not remembered. Nobody is asked about its user. Raises Refusal."""
+        return (await self._judge(token)).person
 
     async def renew(self) -> None:
         """After a change of keys or users: asks about the users of known tokens again, before their next requests do.
@@ -158,6 +162,10 @@ class Tokens:
                     # One that was looked up after this is told by more than this was.
                     known.generation = max(known.generation, generation)
         self._renewed = generation
+
+    async def ended_among(self, identities: Sequence[Identity]) -> Collection[Identity]:
+        """Those of these users who may no longer call. Raises what the database raises."""
+        return await self._disabled_among(identities)
 
     async def _verify(self, token: bytes, digest: bytes) -> Verified:
         try:

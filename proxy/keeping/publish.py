@@ -43,6 +43,7 @@ class Publisher:
             self._refuse(f"the configuration cannot be read ({error}); the policy in use stays")
             return False
         write_snapshot(self._path, policy.encode())
+        self._say(policy)
         failpoint.reach("keeper.before_generation")
         # Even for an unchanged policy: a keeper that died between file and word left workers on the old one.
         generation = self._arena.raise_word(board.POLICY_GENERATION)
@@ -50,6 +51,12 @@ class Publisher:
         self._counters.add(self._counters.series("weir_reloads_total", "ok"))
         self._log.info("policy published", version=policy.version, generation=generation)
         return True
+
+    def _say(self, policy: Policy) -> None:
+        """What of the policy other processes go by without reading it."""
+        identity = policy.identity
+        self._arena.set_word(board.KEYS_ON_STALE, board.REFUSE if identity.on_stale == "refuse" else board.ALLOW)
+        self._arena.set_word(board.KEYS_FRESH_NS_MAX, int(identity.freshness_seconds * 1e9))
 
     def _refuse(self, message: str) -> None:
         self._arena.raise_word(board.RELOADS_FAILED)
@@ -59,7 +66,7 @@ class Publisher:
     def _stands(self) -> bool:
         """Whether an earlier snapshot is there and readable; then its generation counts."""
         try:
-            Policy.decode(self._path.read_bytes())
+            self._say(Policy.decode(self._path.read_bytes()))
         except Exception as error:
             self._log.error("there is no earlier policy to go on with", reason=str(error))
             return False
