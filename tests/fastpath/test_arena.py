@@ -128,7 +128,7 @@ def test_processes_that_start_together_agree_on_one_file(tmp_path: Path) -> None
     for starter in starters:
         assert starter.stdin
         starter.stdin.close()
-    assert [starter.wait(30) for starter in starters] == [0] * 8
+    assert [starter.wait(100) for starter in starters] == [0] * 8
     arena = Arena(tmp_path / "arena", "boot-1")
     assert arena.word(9) == 8
     arena.close()

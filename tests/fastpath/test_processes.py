@@ -58,7 +58,7 @@ class Stage:
 
     def results(self) -> list[dict[str, Any]]:
         """What the players say when they are done."""
-        outputs = [player.communicate(timeout=60)[0] for player in self.players.values()]
+        outputs = [player.communicate(timeout=200)[0] for player in self.players.values()]
         assert all(player.returncode == 0 for player in self.players.values())
         self.players.clear()
         return [json.loads(output) for output in outputs]

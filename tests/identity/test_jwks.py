@@ -43,7 +43,7 @@ def shifted(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-async def until(happened: Callable[[], object], seconds: float = 20) -> None:
+async def until(happened: Callable[[], object], seconds: float = 60) -> None:
     """Waits for what other tasks will do."""
     async with asyncio.timeout(seconds):
         while not happened():

@@ -33,7 +33,7 @@ def one_round(epoch: journal.Epoch) -> None:
     epoch.on_sync(rounds.release)
     for _ in range(2):
         epoch.request_sync()
-        assert rounds.acquire(timeout=30)
+        assert rounds.acquire(timeout=100)
 
 
 @pytest.mark.parametrize("portable", [False, True])
@@ -218,18 +218,18 @@ def test_strict_waits_for_the_disk(make_epoch: MakeEpoch) -> None:
 
     def fdatasync(fd: int) -> None:
         entered.set()
-        assert gate.wait(30)
+        assert gate.wait(100)
         os.fdatasync(fd)
 
     async def scenario() -> None:
         epoch = make_epoch(sync_ms=60_000, fdatasync=fdatasync)
         seq = epoch.close(opened(epoch), b"E")
         waiting = asyncio.create_task(epoch.wait_synced(seq))
-        await asyncio.to_thread(entered.wait, 30)
+        await asyncio.to_thread(entered.wait, 100)
         assert not waiting.done()
         assert epoch.synced_seq == 0
         gate.set()
-        await asyncio.wait_for(waiting, 30)
+        await asyncio.wait_for(waiting, 100)
         assert epoch.synced_seq == seq
         await epoch.wait_synced(seq)
         # A caller that gave up does not break the thread.

@@ -21,6 +21,7 @@ from tests.world.gateway import Gateway, wait_for
 from tests.world.process import UpstreamProcess
 
 CLIENTS = 64
+ENOUGH = 20  # answers, for a crowd to have shown something
 MINUTE = 60 * 10**9
 
 
@@ -108,16 +109,23 @@ def most_at_once(house: House, name: str) -> int:
 
 
 async def crowd(house: House, key: str, name: str, seconds: float, kills: int) -> list[str]:
-    """64 clients stream; meanwhile so many workers are killed. Codes and "ok" and "cut" of all that came back."""
+    """64 clients stream; meanwhile so many workers are killed. Codes and "ok" and "cut" of all that came back.
+
+    They go on for so many seconds, and on a slow machine until a good number came through.
+    """
     said: list[str] = []
     until = now_ns() + int(seconds * 1e9)
+    at_last = until + 60_000_000_000
+
+    def on() -> bool:
+        return now_ns() < until or (said.count("ok") <= ENOUGH and now_ns() < at_last)
 
     async def one(number: int) -> None:
         turn = 0
-        while now_ns() < until:
+        while on():
             try:
                 async with Client(house.weir, key) as client:
-                    while now_ns() < until:
+                    while on():
                         turn += 1
                         body = chat({"tokens": 4, "delay_ms": 10}, stream=True)
                         answer = await client.call(body, x_request_id=f"{name}-{number}-{turn}")
@@ -144,7 +152,7 @@ def test_concurrency_is_never_passed(trio: House, kills: int) -> None:
     name = f"crowd-{kills}"
     said = asyncio.run(crowd(trio, key, name, 1.5 + kills, kills))
     assert set(said) <= {"ok", "concurrency_exceeded", *(["cut"] if kills else [])}
-    assert said.count("ok") > 20
+    assert said.count("ok") > ENOUGH
     assert "concurrency_exceeded" in said
     assert bool(kills) == ("cut" in said)
     trio.upstream.wait_idle()
@@ -197,7 +205,7 @@ def test_tokens_are_reserved_and_then_settled(trio: House) -> None:
 
     async def story() -> None:
         async with Client(trio.weir, key) as client:
-            await client.send(chat({"tokens": 3, "delay_ms": 200}, max_tokens=900, stream=True))
+            await client.send(chat({"tokens": 3, "delay_ms": 1000}, max_tokens=900, stream=True))
             status, headers = await client.head()
             assert (status, int(headers["x-ratelimit-remaining-tokens"]) < 150) == (200, True)
             refused = await once(trio.weir, big, key)
@@ -235,7 +243,7 @@ def test_without_a_slot_nothing_is_admitted(small: House) -> None:
         async with AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(Client(small.weir)) for _ in range(16)]
             for client in clients:
-                await client.send(chat({"tokens": 2, "delay_ms": 700}, "counted", stream=True))
+                await client.send(chat({"tokens": 2, "delay_ms": 2000}, "counted", stream=True))
             heads = [await client.head() for client in clients]
             assert {status for status, _ in heads} == {200}
             left = min(int(headers["x-ratelimit-remaining-requests"]) for _, headers in heads)

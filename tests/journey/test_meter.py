@@ -152,16 +152,25 @@ def test_a_killed_worker_leaves_honest_rows(trio: House, turn: int) -> None:
         clients = [Client(trio.weir) for _ in range(count)]
         ids = [f"killed-{turn}-{number}" for number in range(count)]
         victim = sorted(trio.weir.processes("worker"))[turn % 3]
+        under_way: set[str] = set()
 
         async def one(client: Client, request_id: str) -> tuple[bytes, bool]:
+            payload = b""
             async with client:
-                await client.send(chat({"tokens": 30, "delay_ms": 40}, stream=True), x_request_id=request_id)
+                await client.send(chat({"tokens": 60, "delay_ms": 40}, stream=True), x_request_id=request_id)
                 status, headers = await client.head()
                 assert status == 200
-                return await client.rest(headers)
+                try:
+                    async for part in client.parts(headers):
+                        payload += part
+                        if payload.count(b"\n\n") > 3:
+                            under_way.add(request_id)
+                except (EOFError, OSError):
+                    return payload, False
+                return payload, True
 
         calls = [asyncio.create_task(one(client, request_id)) for client, request_id in zip(clients, ids, strict=True)]
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(wait_for, "every stream to be under way", lambda: len(under_way) == count)
         os.kill(victim, signal.SIGKILL)
         return dict(zip(ids, await asyncio.gather(*calls), strict=True))
 

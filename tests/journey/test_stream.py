@@ -220,7 +220,7 @@ def resident_bytes(pid: int, what: str = "VmRSS") -> int:
 
 def test_concurrency_is_held_and_given_back(house: House) -> None:
     """A second call beside the only one allowed is refused; afterwards the next is admitted."""
-    body = json.dumps({**chat({"tokens": 30, "delay_ms": 20}), "model": "single", "stream": True}).encode()
+    body = json.dumps({**chat({"tokens": 30, "delay_ms": 100}), "model": "single", "stream": True}).encode()
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nconnection: close\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"

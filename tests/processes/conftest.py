@@ -23,7 +23,7 @@ from proxy.telemetry.metrics import Counters
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SECONDS_MAX = 30.0
+SECONDS_MAX = 60.0
 
 
 def eventually(what: str, condition: Callable[[], Any], seconds: float = SECONDS_MAX) -> Any:

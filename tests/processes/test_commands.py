@@ -97,7 +97,7 @@ class Running:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(40) == 0, self.text()
+        assert self.process.wait(60) == 0, self.text()
 
 
 def _paste(line: str) -> str:
@@ -118,7 +118,7 @@ def test_run_prints_a_line_that_works(weir: Gateway) -> None:
     assert weir.get("/readyz")[0] == 200
 
     second = Running(weir)
-    assert second.process.wait(30) == 1
+    assert second.process.wait(60) == 1
     assert f"Another supervisor (process {first.process.pid})" in first.text()
     assert "[DONE]" in _paste(line)  # the refused one has not taken the first one's key away
 
@@ -174,7 +174,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         while not self.stop_event.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", self.weir.port, timeout=30)
+            connection = http.client.HTTPConnection("127.0.0.1", self.weir.port, timeout=60)
             try:
                 body = json.dumps({**QUESTION, "stream": self.stream, "max_tokens": 40 if self.stream else 3})
                 headers = {"Authorization": f"Bearer {self.weir.key}", "Content-Type": "application/json"}
@@ -229,7 +229,7 @@ def test_a_stream_outlives_its_supervisor(weir: Gateway) -> None:
         old = set(weir.processes())
         body = json.dumps({**QUESTION, "stream": True})
         headers = {"Authorization": f"Bearer {weir.key}", "Content-Type": "application/json"}
-        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=60)
         try:
             connection.request("POST", "/v1/chat/completions", body, headers)
             answer = connection.getresponse()
@@ -250,7 +250,7 @@ def test_a_second_sigterm_ends_a_stream(weir: Gateway) -> None:
     with weir:
         body = json.dumps({**QUESTION, "stream": True})
         headers = {"Authorization": f"Bearer {weir.key}", "Content-Type": "application/json"}
-        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=60)
         try:
             connection.request("POST", "/v1/chat/completions", body, headers)
             answer = connection.getresponse()
@@ -261,7 +261,7 @@ def test_a_second_sigterm_ends_a_stream(weir: Gateway) -> None:
             supervisor.send_signal(signal.SIGTERM)
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 answer.read()
-            assert supervisor.wait(30) == 0
+            assert supervisor.wait(60) == 0
         finally:
             connection.close()
         assert len(weir.rows()) == 1

@@ -20,7 +20,7 @@ from tests.processes.conftest import Site, alive, descendants, eventually
 
 
 def _wait(site: Site, number: int = -1) -> int:
-    return site.started[number].wait(30)
+    return site.started[number].wait(60)
 
 
 def _kill_all_seen_are_gone(site: Site) -> None:
@@ -107,7 +107,7 @@ def test_gives_up_when_nothing_ever_starts(site: Site) -> None:
     """A worker that dies at every start from the beginning is a fault of the configuration: exit code 1, and why."""
     (site.claims / "behaviour").write_text("die")
     process = site.start(workers=1)
-    assert process.wait(30) == 1
+    assert process.wait(60) == 1
     assert "ended with exit code 3 5 times in a row" in site.log.read_text()
 
 
@@ -182,7 +182,7 @@ def test_drain_lets_open_connections_finish(site: Site) -> None:
         assert int(held.recv(64)) in site.seen
     finally:
         held.close()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def _refused(port: int) -> bool:
@@ -200,7 +200,7 @@ def test_a_second_sigterm_hurries(site: Site) -> None:
         process.send_signal(signal.SIGTERM)
         eventually("the listener is closed", lambda: _refused(site.port))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert held.recv(64) == b""
     finally:
         held.close()
@@ -214,7 +214,7 @@ def test_a_drain_has_an_end(site: Site) -> None:
     held = site.ask(hold=True)
     try:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         assert not alive(row.pid)
         assert site.facts("worker 0 did not end in time and is killed")
     finally:
@@ -225,7 +225,7 @@ def test_one_supervisor_a_data_directory(site: Site) -> None:
     """A second supervisor is refused with a sentence that names the first, and the first goes on."""
     first = site.start()
     site.serving()
-    assert site.start().wait(30) == 1
+    assert site.start().wait(60) == 1
     assert f"Another supervisor (process {first.pid}) runs on {site.data_dir}" in site.log.read_text()
     assert locks.holder(site.data_dir / "supervisor.lock") == first.pid
     assert site.ask()
@@ -284,7 +284,7 @@ def test_after_an_orderly_end_a_taken_port_is_a_strangers(site: Site) -> None:
     assert _wait(site) == 0
     (stranger,) = bind("127.0.0.1", site.port, 1)
     try:
-        assert site.start(workers=1).wait(30) == 1
+        assert site.start(workers=1).wait(60) == 1
         assert "is in use by another process" in site.log.read_text()
     finally:
         stranger.close()

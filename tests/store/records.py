@@ -28,13 +28,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """asyncio.run with a bound, so that a hang is a failure with a traceback."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             return await work
 
     return asyncio.run(bounded())
 
 
-async def eventually(attempt: Callable[[], Awaitable[object]], what: str, seconds: float = 20) -> None:
+async def eventually(attempt: Callable[[], Awaitable[object]], what: str, seconds: float = 60) -> None:
     """Waits until `attempt` neither raises "away" nor returns False. Raises TimeoutError naming `what`."""
     deadline = time.monotonic() + seconds
     while True:
