@@ -32,6 +32,7 @@ _CHECK_SECONDS = 0.5  # between two questions to Redis and the database about wh
 _JUDGE_SECONDS = 0.2  # between two looks at how old the last word on the keys is
 _ANCHOR_SECONDS = 1.0  # between two looks at the audit log's head
 _RETENTION_SECONDS = 600.0
+_ENDING_KEYS_SECONDS = 60.0  # between two counts of the keys that end soon
 _RECLAIM_SECONDS = 60.0
 _IDLE_CELL_SECONDS = 600.0  # a limit cell untouched for so long, and at rest, is given back
 _LAST_SHIP_SECONDS = 10.0  # at the end: longer than a few transactions, shorter than a supervisor's patience
@@ -162,6 +163,7 @@ class Keeper:
             (self._move, _MOVE_SECONDS),
             (self._anchors.look, _ANCHOR_SECONDS),
             (self._expire, _RETENTION_SECONDS),
+            (lambda: self._keys.count_ending(self._store), _ENDING_KEYS_SECONDS),
             (self._reclaim, _RECLAIM_SECONDS),
         ]
         if self._transport is not None:

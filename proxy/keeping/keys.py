@@ -7,6 +7,7 @@ two steps here leaves the older time standing, and the next keeper begins by rai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from proxy import board, bounds, clock, failpoint
 from proxy._fastpath import Arena
@@ -29,6 +30,7 @@ class KeyWatch:
         self._silent = False  # the loss of the channel has been logged
         self._reason = ""  # why the last look came to nothing
         self._stale = False
+        self.ending: int | None = None  # keys that end within KEY_SOON_SECONDS; None: nobody has counted yet
 
     @property
     def joined(self) -> bool | None:
@@ -62,6 +64,12 @@ class KeyWatch:
             self._arena.raise_word(board.KEYS_GENERATION)
         failpoint.reach("keys.before_fresh")
         self._arena.set_word(board.KEYS_FRESH_NS, began_ns)
+
+    async def count_ending(self, store: Store) -> None:
+        """A duty: counts the keys that end soon. store: not the one that looks go by, for it may take its time."""
+        now_us = clock.wall_us()
+        with contextlib.suppress(StoreUnavailable, BadData):
+            self.ending = await store.keys_ending(now_us, now_us + bounds.KEY_SOON_SECONDS * 1_000_000)
 
     async def listen(self) -> None:
         """A duty: hears announcements until the channel is lost; then it is called again."""

@@ -110,6 +110,8 @@ class Port:
             "weir_keys_stale": {(): board.keys_stale(arena, now_ns)},
             "weir_series": {(): sum(1 for _ in self._counters.each())},
         }
+        if self._keys.ending is not None:
+            gauges["weir_keys_ending_soon"] = {(): self._keys.ending}
         if self._keys.joined is not None:
             gauges["weir_keys_channel_up"] = {(): self._keys.joined}
         stream = self._epochs.stream

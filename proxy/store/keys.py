@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict, fields
-from sqlalchemy import ColumnElement, Row, insert, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, func, insert, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
@@ -281,7 +281,7 @@ class Keys(Auditing):
         return None if row is None else _key(row)
 
     async def keys_page(
-        self, tenant: str | None, owner: str | None, after: tuple[int, str] | None, limit: int
+        self, tenant: str | None, owner: str | None, after: tuple[Any, ...] | None, limit: int
     ) -> list[KeyRow]:
         """Keys oldest first, from behind `after` (created_us, key_id): a page that new keys do not move."""
         order = (keys.c.created_us, keys.c.key_id)
@@ -294,6 +294,14 @@ class Keys(Auditing):
             query = query.where(tuple_(*order) > tuple_(*map(literal, after)))
         async with self.reading(tenant) as connection:
             return [_key(row) for row in await connection.execute(query)]
+
+    async def keys_ending(self, from_us: int, until_us: int) -> int:
+        """How many keys expire in this time (wall clock) and have no successor: somebody will miss them."""
+        query = select(func.count()).select_from(keys)
+        query = query.where(keys.c.revoked_us.is_(None), keys.c.successor.is_(None))
+        query = query.where(keys.c.expires_us > from_us, keys.c.expires_us <= until_us)
+        async with self.reading() as connection:
+            return int((await connection.execute(query)).scalar_one())
 
     async def list_keys(self, tenant: str | None = None, owner: str | None = None) -> list[KeyRow]:
         """Every key, oldest first, of one tenant or of all, of one owner or of all."""

@@ -45,6 +45,14 @@ IDENTITY = (
         "keeper",
     ),
     Family(
+        "weir_keys_ending_soon",
+        "gauge",
+        (),
+        "Keys that expire within 7 days and have not been rotated, counted once a minute. Absent until then.",
+        "Their answers carry x-weir-key-expires. Rotate them (`weir keys rotate`), or their clients will stand still.",
+        "keeper",
+    ),
+    Family(
         "weir_keys_channel_up",
         "gauge",
         (),
