@@ -40,6 +40,7 @@ check: build
 	$(BIN)/python -m pytest --quiet tests/house
 	$(BIN)/python -m proxy.policy.document --check
 	$(BIN)/python -m proxy.telemetry.document --check
+	$(BIN)/python -m proxy.control.document --check
 	$(BIN)/python -m benchmarks.report --check
 
 test: check
@@ -59,6 +60,7 @@ soak: build
 docs: build
 	$(BIN)/python -m proxy.policy.document
 	$(BIN)/python -m proxy.telemetry.document
+	$(BIN)/python -m proxy.control.document
 
 clean:
 	rm -rf build $(VENV) proxy/*.so proxy/*.c proxy/tokens/vocab/*.table proxy/tokens/vocab/tables.sha256 *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -156,6 +156,7 @@ IDEMPOTENCY_KEY_BYTES_MAX = 255  # as the client chose it; draft-ietf-httpapi-id
 CONTROL_BODY_BYTES_MAX = 256 * 1024  # a request of the admin API: the widest key has a tenth of that
 CONTROL_QUERY_BYTES_MAX = 4096  # its query: every filter and a cursor
 CONTROL_SECONDS_MAX = 30  # one of its requests, body and all; the log's export and verification are not bounded
+CONTROL_CONNECTIONS_MAX = 256  # of the admin API's port: people, and a few programs
 CONTROL_FAILURES_PER_MINUTE = 30  # bad credentials from one address; a person's typing stays far below
 CONTROL_SITES_MAX = 10_000  # addresses whose bad credentials are counted
 PAGE_ROWS_MAX = 200  # in one page of a list: about 100 KB

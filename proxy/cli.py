@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from proxy import __version__
 
 VERBS = {
-    "run": "everything on this machine: proxy, keeper, flusher; migrates the database",
+    "run": "everything on this machine: proxy, keeper, flusher, admin API; migrates the database",
     "proxy": "supervisor, workers and keeper alone",
     "flush": "the flusher alone: Redis streams into the database",
+    "control": "the admin API alone",
     "check": "print every problem of the configuration",
     "explain": "which rule of which file and line decides for a key and a model",
     "keys": "create, list, rotate and revoke API keys",

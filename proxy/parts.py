@@ -26,6 +26,7 @@ class Helper(Struct, frozen=True):
     name: str
     command: tuple[str, ...]
     first: bool = False
+    fds: tuple[int, ...] = ()  # open files that it inherits
     lifeline: bool = True  # takes --lifeline-fd; else it is ended by the kernel with the supervisor
 
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
+
+from proxy.policy.process import Tls
 
 BACKLOG = 4096  # connections waiting for a worker that is being replaced; the kernel caps it by net.core.somaxconn
 
@@ -75,3 +78,14 @@ def _why(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EACCES:
         return f"listen: {where} needs more rights than this user has; choose a port of 1024 or above"
     return f"listen: {where} cannot be bound ({error.strerror})"
+
+
+def context_of(tls: Tls | None) -> ssl.SSLContext | None:
+    """TLS for a listener that has a certificate and key. Raises OSError or ssl.SSLError for bad files."""
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context

@@ -25,13 +25,15 @@ _PASSWORD = re.compile(r"(://[^/@]*?:)[^@]*(@)")
 class Settings(Struct, frozen=True):
     """Paths are absolute. `database` and `redis` may hold a password: they are never shown or logged.
 
-    listen: host, port, tls (certificate, key: absolute paths) or None. metrics: host, port. journal: sync_ms,
-    max_bytes, durability, slots, segment_bytes. pepper: a secret reference; None is secret.key in data_dir.
+    listen: host, port, tls (certificate, key: absolute paths) or None. metrics: host, port. control: as listen, with
+    hosts and audience. journal: sync_ms, max_bytes, durability, slots, segment_bytes. pepper: a secret reference; None
+    is secret.key in data_dir.
     """
 
     config_dir: str  # as given
     listen: process.Listen
     metrics: process.Metrics
+    control: process.Control
     data_dir: Path
     database: str  # sqlite:///absolute/path or postgresql://…
     redis: str | None
@@ -68,12 +70,15 @@ def load(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = Non
     data_dir = base / value.data_dir
     listen = value.listen
     if listen.tls is not None:
-        tls = process.Tls(str(base / listen.tls.certificate), str(base / listen.tls.key))
-        listen = msgspec.structs.replace(listen, tls=tls)
+        listen = msgspec.structs.replace(listen, tls=_tls(listen.tls, base))
+    control = value.control
+    if control.tls is not None:
+        control = msgspec.structs.replace(control, tls=_tls(control.tls, base))
     return Settings(
         config_dir=str(config_dir),
         listen=listen,
         metrics=value.metrics,
+        control=control,
         data_dir=data_dir,
         database=_database(value.database, data_dir, base),
         redis=value.redis,
@@ -84,6 +89,10 @@ def load(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = Non
         log_requests=value.log.requests,
         pepper=value.pepper,
     )
+
+
+def _tls(tls: process.Tls, base: Path) -> process.Tls:
+    return process.Tls(str(base / tls.certificate), str(base / tls.key))
 
 
 def _database(url: str | None, data_dir: Path, base: Path) -> str:

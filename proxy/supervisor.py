@@ -125,7 +125,8 @@ class Supervisor:
         line = ("--lifeline-fd", str(self._lifeline))
         for helper in plan.helpers:
             command = (*helper.command, *line) if helper.lifeline else helper.command
-            part = self._part(helper.name, command, (self._lifeline,), lambda child: True, not helper.lifeline)
+            fds = (self._lifeline, *helper.fds)
+            part = self._part(helper.name, command, fds, lambda child: True, not helper.lifeline)
             self._helpers.append((helper, part))
         if plan.keeper is not None:
             self._keeper = self._part("keeper", (*plan.keeper, *line), (self._lifeline,), self._keeper_ready)

@@ -14,6 +14,7 @@ from proxy import board, bounds
 from proxy.clock import now_ns
 from proxy.front import Front
 from proxy.house import House
+from proxy.places import context_of
 from proxy.policy.snapshot import Policy
 from proxy.settings import Settings
 
@@ -141,11 +142,4 @@ class Worker:
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
     """TLS for the listener, when the policy names certificate and key. Raises OSError or ssl.SSLError for bad files."""
-    tls = settings.listen.tls
-    if tls is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(tls.certificate, tls.key)
-    return context
+    return context_of(settings.listen.tls)

@@ -66,6 +66,10 @@ class Desk:
         """As `new_row`, with this host's pepper."""
         return new_row(self._pepper(), tenant, name, **fields)
 
+    async def tell_again(self) -> None:
+        """For a change that was made before: whoever made it may have died before the workers were told."""
+        await self._tell(board.KEYS_GENERATION, board.KEYS_CREATED)
+
     async def create_key(self, row: KeyRow, by: By) -> KeyRow:
         """Adds a key and returns it as it stands."""
         made = await self._store.insert_key(row, by)

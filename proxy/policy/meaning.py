@@ -77,11 +77,15 @@ class Judge:
         value = weir.value
         if value.listen.port and (value.listen.host, value.listen.port) == (value.metrics.host, value.metrics.port):
             self._wrong(weir, f"the same address as listen at {weir.source('listen')}; take another port", "metrics")
-        if value.listen.tls is not None:
-            for name in ("certificate", "key"):
-                path = self.files.base / getattr(value.listen.tls, name)
+        control = value.control.host, value.control.port
+        for other, place in ((value.listen, "listen"), (value.metrics, "metrics")):
+            if value.control.port and control == (other.host, other.port):
+                self._wrong(weir, f"the same address as {place} at {weir.source(place)}; take another port", "control")
+        for tls, place in ((value.listen.tls, "listen"), (value.control.tls, "control")):
+            for name in () if tls is None else ("certificate", "key"):
+                path = self.files.base / getattr(tls, name)
                 if not path.is_file():
-                    self._wrong(weir, f"no file {path}", "listen", "tls", name)
+                    self._wrong(weir, f"no file {path}", place, "tls", name)
         for index, text in enumerate(value.listen.trusted_proxies):
             try:
                 ip_network(text)

@@ -114,6 +114,31 @@ class Identity(Written, frozen=True):
     ] = "cut"
 
 
+class Control(Written, frozen=True):
+    """Where the admin API is served."""
+
+    host: Annotated[str, Meta(description="Address to listen on.", examples=["127.0.0.1"])] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="Port; 0 takes a free one.", examples=[9092])] = 9092
+    tls: Annotated[Tls | None, Meta(description="Serve https; without it http.", extra={"default": "none"})] = None
+    hosts: Annotated[
+        list[
+            Annotated[str, Meta(pattern=r"^[a-z0-9.-]+$", max_length=253, extra={"rule": "a host name in lower case"})]
+        ],
+        Meta(
+            description="Names under which it is called, besides localhost and addresses.",
+            examples=[["weir.internal"]],
+        ),
+    ] = field(default_factory=list)
+    audience: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=200)] | None,
+        Meta(
+            description="What `aud` must hold in a token of an issuer that signs somebody in.",
+            examples=["weir-admin"],
+            extra={"default": "none: nobody signs in by a token"},
+        ),
+    ] = None
+
+
 class Journal(Written, frozen=True):
     """The record on disk of what is in flight and what is done."""
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from proxy import bounds
+from proxy.policy import process
 from proxy.policy.issuing import Issuer
 from proxy.policy.process import Endpoint, Identity, Journal, Listen, Log, Metrics, OnRevoke, Retention, Written
 
@@ -271,6 +272,7 @@ class WeirFile(Written, frozen=True):
     ]
     listen: Annotated[Listen, Meta(description="Where clients connect.")] = Listen()
     metrics: Annotated[Metrics, Meta(description="Where the host's metrics and health are served.")] = Metrics()
+    control: Annotated[process.Control, Meta(description="Where the admin API is served.")] = process.Control()
     data_dir: Annotated[
         str,
         Meta(

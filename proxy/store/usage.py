@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, ColumnElement, FromClause, Table, case, cast,
 
 from proxy.flush.fold import DAY_US, SUM_FIELDS, day_of
 from proxy.store.database import Database
-from proxy.store.schema import usage, usage_rollup
+from proxy.store.schema import keys, usage, usage_rollup
 
 By = Literal["tenant", "model", "key", "user", "tag", "day"]
 BY: tuple[By, ...] = get_args(By)
@@ -26,6 +26,7 @@ class Filters(Struct, frozen=True):
     key_id: str | None = None
     since_us: int | None = None
     until_us: int | None = None
+    owner: str | None = None  # of the keys
 
     @property
     def whole_days(self) -> bool:
@@ -152,6 +153,8 @@ def _conditions(table: Table, filters: Filters) -> list[ColumnElement[bool]]:
         value = getattr(filters, name)
         if value is not None:
             conditions.append(table.c[name] == value)
+    if filters.owner is not None:
+        conditions.append(table.c.key_id.in_(select(keys.c.key_id).where(keys.c.owner == filters.owner)))
     if table is usage_rollup:
         if filters.since_us is not None:
             conditions.append(table.c.day >= day_of(filters.since_us))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from proxy.policy.snapshot import Policy
 from proxy.settings import Settings, masked
 from proxy.store.store import BadData, SchemaMismatch, StoreUnavailable, migrate
 from proxy.supervisor import Helper, Refused, Supervisor
+from proxy.verbs.control import listener_of
 from proxy.verbs.keys import RUN_KEY_HOURS, replace_run_key
 from proxy.verbs.proxy import judged, log_of, part, plan
 
@@ -40,11 +42,13 @@ def run(args: argparse.Namespace) -> int:
         return 1
     process, policy = found
     try:
-        helpers = _helpers(args.config, process, policy)
+        control = listener_of(process)
+        helpers = _helpers(args.config, process, policy, control)
         secret = ""
 
         def show(port: int) -> None:
-            print(welcome(process, policy, helpers, secret, port), flush=True)
+            admin = control.getsockname()[1]
+            print(welcome(process, policy, helpers, secret, port, admin), flush=True)
 
         # First of all the lock: a second `weir run` must not revoke the first one's key.
         supervisor = Supervisor(plan(args.config, process, helpers), log_of(process), show)
@@ -69,14 +73,17 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _helpers(config: Path, process: Settings, policy: Policy) -> tuple[Helper, ...]:
-    """The demo upstream where the policy points at it, the flusher where there is a Redis."""
+def _helpers(config: Path, process: Settings, policy: Policy, control: socket.socket) -> tuple[Helper, ...]:
+    """The demo upstream where the policy points at it, the flusher where there is a Redis, and the admin API."""
     helpers = []
     if any(upstream.url == _DEMO_URL for upstream in policy.upstreams.values()):
         command = (sys.executable, "-m", "proxy", "demo", "--port", str(_DEMO_PORT))
         helpers.append(Helper("demo", command, first=True, lifeline=False))
     if process.redis is not None:
         helpers.append(Helper("flusher", part("flush", config)))
+    # It inherits the bound socket: a port that is taken is found out here, before anything is started.
+    serving = (*part("control", config), "--listen-fd", str(control.fileno()))
+    helpers.append(Helper("control", serving, fds=(control.fileno(),)))
     return tuple(helpers)
 
 
@@ -104,11 +111,14 @@ def model_of(policy: Policy, tenant: str, *, demo: bool) -> str | None:
     return next((name for name in chatting if name != _DEMO), None)
 
 
-def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secret: str, port: int) -> str:
+def _called(host: str) -> str:
+    return _ANYWHERE.get(host, host)
+
+
+def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secret: str, port: int, admin: int) -> str:
     """What is printed once everything serves: addresses, the key, and a curl line that works when it is pasted."""
     scheme = "https" if process.listen.tls else "http"
-    host = _ANYWHERE.get(process.listen.host, process.listen.host)
-    base = f"{scheme}://{host}:{port}/v1"
+    base = f"{scheme}://{_called(process.listen.host)}:{port}/v1"
     demo = any(helper.name == "demo" for helper in helpers)
     upstreams = ", ".join(sorted({upstream.url for upstream in policy.upstreams.values()}))
     metrics = process.metrics
@@ -116,6 +126,7 @@ def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secr
         f"\nWeir serves {base}",
         f"  upstream  {upstreams}{' (the built-in demo: set WEIR_UPSTREAM_URL for a real one)' if demo else ''}",
         f"  metrics   http://{metrics.host}:{metrics.port}/metrics" if metrics.port else "",
+        f"  admin     {'https' if process.control.tls else 'http'}://{_called(process.control.host)}:{admin}/admin/v1",
         f"  database  {masked(process.database)}",
     ]
     tenant = tenant_of(policy)

@@ -52,7 +52,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ),
     ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "tokenize", "running", "house")),
     ("stories", ("journey", "flush")),
-    ("planes", ("front",)),
+    ("planes", ("front", "control")),
     ("roots", ("worker", "wiring", "supervisor", "keeper", "keeping", "demo", "cli", "verbs", "parts", "__main__")),
 ]
 AUDIT = ("audit.chain", "audit.anchor", "audit.verify")

@@ -274,8 +274,9 @@ def test_what_run_shows(weir: Gateway) -> None:
     settings = load(weir.config)
     assert tenant_of(policy) == "acme"
     assert model_of(policy, "acme", demo=False) == "small"
-    text = welcome(settings, policy, (), "wk_run_x", 1234)
+    text = welcome(settings, policy, (), "wk_run_x", 1234, 5678)
     assert f"http://127.0.0.1:{weir.metrics_port}/metrics" in text
+    assert "http://127.0.0.1:5678/admin/v1" in text
     assert "curl -N http://127.0.0.1:1234/v1/chat/completions -H 'Authorization: Bearer wk_run_x'" in text
     weir.write(
         "weir.yaml",
@@ -287,7 +288,7 @@ def test_what_run_shows(weir: Gateway) -> None:
     both = compile_policy(weir.config)
     assert model_of(both, "acme", demo=True) == "demo"
     assert model_of(both, "acme", demo=False) == "small"
-    assert "set WEIR_UPSTREAM_URL" in welcome(settings, both, (Helper("demo", ("x",)),), "wk_run_x", 1)
+    assert "set WEIR_UPSTREAM_URL" in welcome(settings, both, (Helper("demo", ("x",)),), "wk_run_x", 1, 2)
     weir.write("tenants/acme.yaml", {"name": "acme", "plan": "all", "status": "suspended"})
     assert tenant_of(compile_policy(weir.config)) is None
-    assert "curl" not in welcome(settings, compile_policy(weir.config), (), "", 1)
+    assert "curl" not in welcome(settings, compile_policy(weir.config), (), "", 1, 2)

@@ -109,6 +109,7 @@ class Gateway:
             # The tests are one address to it, and many of them fail on purpose.
             "listen": {"host": "127.0.0.1", "port": self.port, "failures_per_minute": 1_000_000},
             "metrics": {"host": "127.0.0.1", "port": self.metrics_port},
+            "control": {"host": "127.0.0.1", "port": 0},
             "data_dir": str(self.data),
             "workers": workers,
             "drain_seconds": 5,

@@ -1,0 +1,100 @@
+"""Who calls the admin API: a person by a session's token, or a service key by its secret. Nobody else.
+
+Nothing is remembered: each request asks the database, so what was ended opens nothing any more. A key without rights of
+its own, which is every ordinary key of the data plane, is here as unknown as one that does not exist.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from proxy import bounds
+from proxy._fastpath import key_digest, key_well_formed
+from proxy.clock import now_ns, wall_us
+from proxy.control.problems import Problem
+from proxy.identity.addresses import address_of, blocks_of, site_of, within
+from proxy.identity.credentials import digest_of
+from proxy.identity.roles import Actor
+from proxy.policy.snapshot import Policy
+from proxy.store.keys import actor_of
+from proxy.store.store import Session, Store
+
+_MINUTE_NS = 60_000_000_000
+
+
+class Caller(Struct, frozen=True):
+    """Who it is; `session` where it is a person."""
+
+    actor: Actor
+    session: Session | None = None
+
+
+class Failures:
+    """Bad credentials by where they come from. A site above the limit is told to wait; a good one is served."""
+
+    def __init__(self) -> None:
+        self._sites: OrderedDict[str, tuple[int, int]] = OrderedDict()  # (failures, since) of this minute
+
+    def note(self, peer: str) -> None:
+        """Counts one. Raises Problem 429 above the limit, else 401."""
+        site, now = site_of(address_of(peer)), now_ns()
+        count, since_ns = self._sites.pop(site, (0, now))
+        if now - since_ns >= _MINUTE_NS:
+            count, since_ns = 0, now
+        self._sites[site] = (count + 1, since_ns)
+        if len(self._sites) > bounds.CONTROL_SITES_MAX:
+            self._sites.popitem(last=False)
+        if count >= bounds.CONTROL_FAILURES_PER_MINUTE:
+            seconds = -(-(since_ns + _MINUTE_NS - now) // 1_000_000_000)
+            text = "Too many bad credentials from your address; wait."
+            raise Problem(429, "too_many_failures", text, headers={"retry-after": str(max(seconds, 1))})
+        raise unauthorized()
+
+
+def unauthorized() -> Problem:
+    """The same for every credential that opens nothing here."""
+    text = "Send a session's token or a service key as `Authorization: Bearer …`; this is none that opens anything."
+    return Problem(401, "unauthorized", text, headers={"www-authenticate": "Bearer"})
+
+
+class Callers:
+    """Knows callers by their credentials."""
+
+    def __init__(self, store: Store, pepper: bytes, policy: Callable[[], Policy]) -> None:
+        self._store = store
+        self._pepper = pepper
+        self._policy = policy
+        self.failures = Failures()
+
+    async def who(self, authorization: str | None, peer: str) -> Caller:
+        """The caller. Raises Problem 401 and 429, StoreUnavailable."""
+        scheme, _, secret = (authorization or "").partition(" ")
+        found = None
+        if scheme.lower() == "bearer" and secret.isascii() and len(secret) <= bounds.TOKEN_BYTES_MAX:
+            if secret.startswith("weir_session_"):
+                found = await self._person(secret)
+            elif secret.startswith("wk_") and key_well_formed(secret.encode()):
+                found = await self._service(secret.encode(), peer)
+        if found is not None and (found.actor.tenant is None or found.actor.tenant in self._policy().tenants):
+            return found
+        if authorization is None:
+            raise unauthorized()
+        self.failures.note(peer)
+        raise AssertionError("noting a failure raises")
+
+    async def _person(self, token: str) -> Caller | None:
+        found = await self._store.session_actor(digest_of(token), wall_us())
+        return None if found is None else Caller(found[1], found[0])
+
+    async def _service(self, secret: bytes, peer: str) -> Caller | None:
+        row = await self._store.key_by_digest(key_digest(secret, self._pepper))
+        if row is None or not row.rights or row.revoked_us is not None:
+            return None
+        if row.ends_us is not None and wall_us() >= row.ends_us:
+            return None
+        if row.networks is not None and not within(address_of(peer), blocks_of(row.networks)):
+            return None
+        return Caller(actor_of(row))
