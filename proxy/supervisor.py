@@ -168,6 +168,8 @@ class Supervisor:
         for helper, part in self._helpers:
             if not helper.first:
                 self._task(self._keep(part))
+        # What is shown then is the last that is said of the start.
+        await self._until(lambda: all(_is_ready(part) for _, part in self._helpers))
         if self._when_serving is not None:
             self._when_serving(self.port)
         self._wake.set()

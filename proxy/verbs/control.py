@@ -91,7 +91,8 @@ async def _control(args: argparse.Namespace, process: Settings) -> None:
         port = Port(office, log)
         await port.open(listener, tls)
         try:
-            log.info("serving the admin API", port=listener.getsockname()[1])
+            if args.listen_fd is None:  # else the supervisor says so
+                log.info("serving the admin API", port=listener.getsockname()[1])
             await stop.wait()
         finally:
             await port.close()

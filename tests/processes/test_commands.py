@@ -123,7 +123,7 @@ def test_run_prints_a_line_that_works(weir: Gateway) -> None:
     assert "[DONE]" in _paste(line)  # the refused one has not taken the first one's key away
 
     parts = descendants(first.process.pid)
-    assert len(parts) == 3
+    assert len(parts) == 4  # keeper, two workers, the admin API
     first.stop()
     assert not any(alive(pid) for pid in parts)
     assert len(weir.rows()) == 2
