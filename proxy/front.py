@@ -21,7 +21,6 @@ from proxy._wire import Relay
 from proxy.dialects import openai_chat as dialect
 from proxy.errors import Refusal
 from proxy.exchange import Exchange
-from proxy.identity.tenancy import TENANT
 
 if TYPE_CHECKING:
     from proxy.house import House
@@ -279,7 +278,6 @@ class Front:
             else:
                 exchange.answer(_internal_error(exchange.lines), close=True)
         finally:
-            TENANT.set("")  # the next request on this connection may be anybody's
             self.requests -= 1
             door.busy = False
             if self.draining:

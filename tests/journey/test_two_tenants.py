@@ -13,6 +13,8 @@ from tests.journey.conftest import House, chat, parse
 from tests.world.gateway import Gateway
 from tests.world.process import UpstreamProcess
 
+DOMAIN = "weir.example.com"
+
 
 class Two(House):
     """A Weir with the tenants acme and other; `other` alone may use the model others-model."""
@@ -27,7 +29,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     with UpstreamProcess(directory / "ledger.jsonl") as upstream:
         models = {name: {"upstream": "mock", "unpriced": True} for name in ("shared-model", "others-model")}
         limits = {"limits": {"requests_per_minute": 100_000}, "models": ["shared-model"]}
-        weir = Gateway(directory, upstream.url, settings={"models": models}, tenant=limits)
+        settings = {"models": models, "listen": {"tenant_domain": DOMAIN}}
+        weir = Gateway(directory, upstream.url, settings=settings, tenant=limits)
         weir.write("tenants/other.yaml", {"name": "other", "plan": "all", "limits": {"requests_per_minute": 5}})
         with weir:
             house = Two(weir, upstream)
@@ -95,6 +98,27 @@ def test_anothers_tenant_id_is_refused_like_nobodys(two: Two, path: str) -> None
     nobodys = ask(two, method, path, two.weir.key, body, x_tenant_id="absent")
     assert theirs == nobodys
     assert theirs[0] == 403
+
+
+@pytest.mark.parametrize("path", [*ENDPOINTS, "/v1/models", "/v1/models/shared-model"])
+def test_anothers_subdomain_is_refused_like_nobodys(two: Two, path: str) -> None:
+    """So it is with the host that a client calls: B's answers A as one that was never given to anybody."""
+    method, body = ("GET", None) if path.startswith("/v1/models") else ("POST", chat(model="shared-model"))
+    theirs = ask(two, method, path, two.weir.key, body, host=f"other.{DOMAIN}")
+    nobodys = ask(two, method, path, two.weir.key, body, host=f"absent.{DOMAIN}")
+    mixed = ask(two, method, path, two.weir.key, body, host=f"acme.{DOMAIN}", x_tenant_id="other")
+    assert theirs == nobodys == mixed
+    assert theirs[0] == 403
+    assert b"other" not in theirs[2]
+
+
+@pytest.mark.parametrize("path", [*ENDPOINTS, "/v1/models", "/v1/models/shared-model"])
+def test_each_is_told_its_own_name_and_no_other(two: Two, path: str) -> None:
+    """Through the same worker and its caches, each key's answer names its own tenant, also on its own subdomain."""
+    method, body = ("GET", None) if path.startswith("/v1/models") else ("POST", {"model": "absent-model"})
+    for key, own in ((two.weir.key, "acme"), (two.other_key, "other"), (two.weir.key, "acme")):
+        for headers in ({}, {"x_tenant_id": own}, {"host": f"{own}.{DOMAIN}"}):
+            assert ask(two, method, path, key, body, **headers)[1]["x-tenant-id"] == own
 
 
 def test_anothers_limits_and_rows_are_not_ones_own(two: Two) -> None:
