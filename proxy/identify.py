@@ -69,8 +69,9 @@ async def look_up(call: Call, gate: Gate) -> None:
 def judge(call: Call, known: Known, asked: bytes | None, gate: Gate) -> bytes:
     """What holds for a known key on this very request: its time, where it is used, and the tenant that is asked for.
 
-    Returns the header lines of every answer to it.
+    Returns the header lines of every answer to it. The log says whose key it was, also where it is refused.
     """
+    call.known = known
     principal = known.principal
     lines = known.lines
     ends_us = principal.expires_us

@@ -88,9 +88,13 @@ class Judge:
                     self._wrong(weir, f"no file {path}", place, "tls", name)
         for index, text in enumerate(value.listen.trusted_proxies):
             try:
-                ip_network(text)
+                everybody = ip_network(text).prefixlen == 0
             except ValueError as error:
                 self._wrong(weir, f"{text}: {error}", "listen", "trusted_proxies", index)
+                continue
+            if everybody:
+                sentence = f"{text} is everybody: each client could say where it is; name the proxies' own addresses"
+                self._wrong(weir, sentence, "listen", "trusted_proxies", index)
         journal = value.journal
         least = value.workers * (journal.segment_bytes + journal.slots * RECORD_BYTES_MAX)
         if journal.max_bytes < least:

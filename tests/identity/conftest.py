@@ -15,9 +15,9 @@ from tests.world.gateway import Gateway
 from tests.world.process import UpstreamProcess
 
 DOMAIN = "weir.example.com"
-FAILURES = 5  # bad credentials from one address in a minute
+FAILURES = 2  # bad credentials from one address in a minute
 LONGEST = "t" * 48  # the longest name of a tenant
-SLOW = {"requests_per_minute": 4}
+SLOW = {"requests_per_minute": 2}
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         price = {"prompt": "999999.999999999", "cached": "999999.999999999", "completion": "999999.999999999"}
         weir.write("prices.yaml", {"version": "p" * 32, "models": {"m" * 96: price, "priced": price}})
         weir.write("tenants/other.yaml", {"name": "other", "plan": "all"})
-        weir.write("tenants/narrow.yaml", {"name": "narrow", "plan": "all", "key_limits": {"requests_per_minute": 3}})
+        weir.write("tenants/narrow.yaml", {"name": "narrow", "plan": "all", "key_limits": {"requests_per_minute": 2}})
         weir.write(f"tenants/{LONGEST}.yaml", {"name": LONGEST, "plan": "all", "tag_header": "X-" + "H" * 30})
         with weir:
             yield House(weir, upstream)

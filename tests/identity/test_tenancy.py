@@ -314,7 +314,7 @@ def test_a_header_with_a_meaning_of_its_own_is_refused(tmp_path: Path, name: str
     assert "name another header" in found[0]
 
 
-@pytest.mark.parametrize("network", ["10.0.0.1/8", "proxy.internal", "10.0.0.0/33"])
+@pytest.mark.parametrize("network", ["10.0.0.1/8", "proxy.internal", "10.0.0.0/33", "0.0.0.0/0", "::/0"])
 def test_a_proxy_that_is_no_network_is_refused(tmp_path: Path, network: str) -> None:
     """`weir check` names the line of a trusted proxy that could be no address."""
     weir = Gateway(tmp_path, "http://127.0.0.1:9/v1", settings={"listen": {"trusted_proxies": [network]}})

@@ -10,6 +10,7 @@ import asyncio
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,7 +87,8 @@ def test_keys_expire_by_the_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
     principal = Principal("acme", "key_x", None, (), None, None, clock.wall_us() + HOUR_US)
     known: Any = Known(principal, 0)
     nothing: Any = None
+    call: Any = SimpleNamespace()
     for hours, ended in ((0, False), (2, True), (0, False)):
         wall.shift_us = hours * HOUR_US
         with pytest.raises(Refusal, match="expired_api_key") if ended else nullcontext():
-            judge(nothing, known, None, nothing)
+            judge(call, known, None, nothing)
