@@ -113,8 +113,8 @@ class Chaos:
         self.later: list[tuple[float, Callable[[], None]]] = []  # thaws and restarts that are due
         self.cards = dict(cards if cards is not None else CARDS | (STORE_CARDS if variant != "sqlite" else {}))
         self.deck: list[str] = []
-        self._read_to = [0] * clients
-        self._lines = 0
+        self._read_to: dict[Path, int] = {}
+        self._lines: Counter[Path] = Counter()
 
     # === the run ===
 
@@ -170,12 +170,16 @@ class Chaos:
         return Report(self.seed, self._over(), asked, len(rows), seconds, self.blows, endings, self.findings)
 
     def _fight(self, clients: list[subprocess.Popen[bytes]]) -> None:
-        """Blows until so many requests are over or the time is up, and each kind of blow has fallen."""
+        """Blows until so many requests are over or the time is up, and each kind of blow has fallen.
+
+        A request that finds nobody to answer is soon over and shows little: half of them must reach the upstream.
+        """
         until = time.monotonic() + self.seconds_max
         at_last = time.monotonic() + AWAITED_SECONDS_MAX
         while all(client.poll() is None for client in clients):
             self._step()
-            over = self._over() >= self.requests or time.monotonic() > until
+            enough = self._over() >= self.requests and self._asked() >= self.requests * 0.5
+            over = enough or time.monotonic() > until
             if over and self._heard() and set(self.cards) <= set(self.blows):
                 break
             if time.monotonic() > max(until, at_last):
@@ -198,15 +202,22 @@ class Chaos:
 
     def _over(self) -> int:
         """How many requests are over, by the clients' own account."""
-        for number in range(self.clients):
-            path = self.directory / f"client-{number}"
-            if path.exists():
-                with open(path, "rb") as file:
-                    file.seek(self._read_to[number])
-                    new = file.read()
-                self._read_to[number] += len(new)
-                self._lines += new.count(b"\n")
-        return self._lines
+        return sum(self._count(self.directory / f"client-{number}", b"\n") for number in range(self.clients))
+
+    def _asked(self) -> int:
+        """How many requests reached the upstream, by its ledger."""
+        return self._count(self.directory / "ledger", b'"event":"request"')
+
+    def _count(self, path: Path, word: bytes) -> int:
+        """How often the word stands in whole lines of the file so far; each line is read once."""
+        if path.exists():
+            with open(path, "rb") as file:
+                file.seek(self._read_to.get(path, 0))
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]
+            self._read_to[path] = self._read_to.get(path, 0) + len(new)
+            self._lines[path] += new.count(word)
+        return self._lines[path]
 
     def _ledger_bytes(self) -> int:
         path = self.directory / "ledger"

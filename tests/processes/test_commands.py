@@ -73,6 +73,7 @@ class Running:
     def __init__(self, weir: Gateway) -> None:
         self.weir = weir
         self.output = weir.output
+        self.before = len(self.text()) if self.output.exists() else 0  # what earlier ones printed
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "proxy", "run", "--config", str(weir.config)],
@@ -83,12 +84,12 @@ class Running:
             )
 
     def curl(self) -> str:
-        """The last curl line, once it is printed."""
+        """Its curl line, once it is printed whole; lines of requests may follow at any time."""
 
         def look() -> str:
             assert self.process.poll() is None, self.text()
-            lines = re.findall(r"^curl .*$", self.text(), re.MULTILINE)
-            return lines[-1] if lines and self.text().rstrip().endswith(lines[-1]) else ""
+            found = re.search(r"^(curl .*)\n", self.text()[self.before :], re.MULTILINE)
+            return found[1] if found else ""
 
         return str(eventually("a curl line is printed", look))
 
