@@ -76,9 +76,9 @@ class Port:
     async def open(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> None:
         """Begins to answer."""
         server = _Server(self._serve, access_log=None, keepalive_timeout=bounds.CONNECTION_IDLE_SECONDS_MAX)
-        self._runner = web.ServerRunner(server)
+        self._runner = web.ServerRunner(server, shutdown_timeout=2.0)
         await self._runner.setup()
-        await web.SockSite(self._runner, listener, shutdown_timeout=2.0, ssl_context=tls).start()
+        await web.SockSite(self._runner, listener, ssl_context=tls).start()
 
     async def close(self) -> None:
         """Lets what is under way end, within a bound, and stops."""

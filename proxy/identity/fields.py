@@ -64,6 +64,8 @@ def networks(words: Sequence[str] | None, where: str) -> tuple[str, ...] | None:
     found = []
     for word in words:
         try:
+            if "%" in word:
+                raise ValueError("a scope is a word of one machine")
             found.append(str(ip_network(word)))
         except ValueError as error:
             raise Wrong(f"{where} {word!r}: must be an address or a block such as 10.0.0.0/8 ({error})") from None

@@ -1,0 +1,212 @@
+"""Two tenants: to each, the other's things are as absent as what never was; and nobody climbs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.control.table import OPERATIONS, Operation
+from proxy.identity.actor import By
+from proxy.identity.roles import SERVICE_RIGHTS, Actor
+from tests.control.admin import Admin, Reply, admin
+
+MISSING = {
+    "key_id": "key_00000000000000",
+    "user_id": "usr_00000000000000000000",
+    "session_id": "ses_00000000000000000000",
+    "invite_id": "inv_00000000000000000000",
+    "tenant": "nowhere",
+    "place": "nowhere",
+}
+
+
+def bodies(operation: Operation, tenant: str) -> list[dict[str, Any] | None]:
+    """Bodies that are right in form; those that may name a tenant name this one."""
+    match operation.id:
+        case "create_key":
+            return [{"tenant": tenant}, {"tenant": tenant, "owner": "x", "plan": "small"}]
+        case "revoke_keys":
+            return [{"tenant": tenant}, {"tenant": tenant, "owner": "x"}]
+        case "create_user":
+            return [{"tenant": tenant, "name": "n"}]
+        case "create_invite":
+            return [{"tenant": tenant, "role": "tenant_admin"}]
+        case "put_membership":
+            return [{"role": "tenant_member"}]
+        case "create_session":
+            return [{"id_token": "a.b.c", "tenant": tenant}]
+        case "redeem_invite":
+            return []
+    return [{}] if operation.body is not None else [None]
+
+
+def plain(reply: Reply) -> tuple[int, bytes, list[tuple[str, str]]]:
+    """All of an answer that could tell anything."""
+    headers = [(name, value) for name, value in reply.headers.items() if name not in ("Date", "date")]
+    return reply.status, reply.body, headers
+
+
+@pytest.mark.parametrize("kind", ["tenant_admin", "tenant_member", "billing_viewer", "service key"])
+def test_the_others_are_as_absent_as_what_never_was(url: str, tmp_path: Path, kind: str) -> None:
+    """Over every operation, in every place for an identifier: globex's gives the bytes of one that does not exist."""
+
+    async def work() -> None:
+        async with admin(tmp_path, url) as api:
+            token = (await api.callers())[kind][1]
+            user, theirs = await api.person("tenant_member", "globex")
+            row, _ = await api.key("globex", owner=user.user_id)
+            (session,) = (await api.call("GET", f"/sessions?user_id={user.user_id}", api.root)).said["items"]
+            invite, _ = await api.invite("globex", "tenant_member")
+            real = {
+                "key_id": row.key_id,
+                "user_id": user.user_id,
+                "session_id": session["session_id"],
+                "invite_id": invite.invite_id,
+                "tenant": "globex",
+                "place": "globex",
+            }
+            compared = 0
+            for operation in OPERATIONS:
+                queries = [""]
+                if operation.query is not None:
+                    need = "model=m&" if operation.id == "get_effective" else ""
+                    names = [
+                        name for name in ("tenant", "key_id", "user_id") if name in operation.query.__struct_fields__
+                    ]
+                    queries = [f"?{need}{name}={{{name}}}" for name in names]
+                for query in queries if operation.names == () else [""]:
+                    template = operation.path + query
+                    real_bodies, missing_bodies = bodies(operation, "globex"), bodies(operation, "nowhere")
+                    for one, other in zip(real_bodies, missing_bodies, strict=True):
+                        if template == operation.path and one == other and not operation.names:
+                            continue  # nothing in it names anything
+                        compared += 1
+                        answers = []
+                        for names_, body in ((real, one), (MISSING, other)):
+                            path = template
+                            for name, value in names_.items():
+                                path = path.replace(f"{{{name}}}", value)
+                            headers = {"if-match": '"abc"'} if operation.match else {}
+                            reply = await api.call(operation.method, path, token, body, headers=headers)
+                            answers.append(plain(reply))
+                        assert answers[0] == answers[1], (operation.id, template, one)
+                        assert answers[0][0] in (200, 403, 404), (operation.id, template, answers[0])
+                        if answers[0][0] == 200:
+                            assert b"globex" not in answers[0][1]
+                            assert row.key_id.encode() not in answers[0][1]
+            assert compared > 25
+            # And none of it was changed.
+            assert (await api.call("GET", "/me", theirs)).status == 200
+            found = await api.store.key_by_id(row.key_id)
+            assert found is not None
+            assert found.revoked_us is None
+
+    asyncio.run(work())
+
+
+async def refused(api: Admin, method: str, path: str, token: str, body: Any, **headers: str) -> None:
+    """403 or 404, and the attempt is in the log of the attacker's own tenant or of nobody's."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    reply = await api.call(method, path, token, body, headers=sent)
+    assert reply.status in (403, 404), (method, path, body, reply)
+    (last,) = await api.store.audit_rows(limit=1)
+    assert last.outcome == "refused", (method, path)
+    assert last.tenant != "globex"
+
+
+def test_nobody_climbs(url: str, tmp_path: Path) -> None:
+    """By each writer, who is below the platform cannot reach it, another tenant, or a right they do not hold."""
+
+    async def work() -> None:
+        async with admin(tmp_path, url) as api:
+            callers = await api.callers()
+            actor, tenant_admin = callers["tenant_admin"]
+            _, member = callers["tenant_member"]
+            stranger, _ = await api.person("tenant_member", "globex")
+            newcomer, _ = await api.person(None, "acme")
+            row, _ = await api.key("globex")
+            for user in (actor.id, newcomer.user_id, stranger.user_id):
+                place = f"/memberships/{user}/~platform"
+                for role in ("platform_admin", "platform_viewer"):
+                    await refused(api, "PUT", place, tenant_admin, {"role": role}, if_none_match="*")
+                await refused(
+                    api, "PUT", f"/memberships/{user}/globex", tenant_admin, {"role": "tenant_admin"}, if_none_match="*"
+                )
+            there = f"/memberships/{stranger.user_id}/acme"
+            await refused(api, "PUT", there, tenant_admin, {"role": "tenant_admin"}, if_none_match="*")
+            await refused(api, "POST", "/invites", tenant_admin, {"role": "tenant_admin", "tenant": "globex"})
+            await refused(api, "POST", "/keys", tenant_admin, {"tenant": "globex"})
+            await refused(api, "POST", "/keys/revoke", tenant_admin, {"tenant": "globex"})
+            await refused(api, "POST", f"/keys/{row.key_id}/revoke", tenant_admin, {})
+            await refused(api, "POST", f"/keys/{row.key_id}/rotate", tenant_admin, {})
+            await refused(api, "PATCH", f"/keys/{row.key_id}", tenant_admin, {"name": "x"}, if_match='"x"')
+            await refused(api, "POST", f"/users/{stranger.user_id}/disable", tenant_admin, None)
+            await refused(api, "POST", "/users", tenant_admin, {"name": "n", "issuer": "https://i", "subject": "s"})
+            await refused(api, "POST", "/keys", member, {"rights": ["keys.read"]})
+            await refused(api, "POST", "/keys", member, {"owner": "somebody else"})
+            await refused(api, "POST", "/invites", member, {"role": "tenant_member"})
+            # A role of the platform in a tenant's invite cannot even be said.
+            reply = await api.call("POST", "/invites", tenant_admin, {"role": "platform_admin"})
+            assert reply.said["error"]["path"] == "$.role"
+            # Of the platform's own only admins write.
+            viewer = callers["platform_viewer"][1]
+            await refused(api, "POST", "/keys", viewer, {"tenant": "acme"})
+            await refused(api, "POST", "/invites", viewer, {"role": "platform_viewer"})
+
+    asyncio.run(work())
+
+
+def test_a_service_key_gives_no_more_than_it_has(sqlite_url: str, tmp_path: Path) -> None:
+    """What it makes is within its own rights, models, endpoints, networks and lifetime, also by rotation and change."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            narrow = {"endpoints": ("embeddings",), "models": ("m",), "networks": ("127.0.0.0/8",), "seconds": 3600}
+            rights = ("keys.create", "keys.read", "keys.rotate")
+            _, service = await api.key(rights=rights, **narrow)
+            good = {
+                "endpoints": ["embeddings"],
+                "models": ["m"],
+                "networks": ["127.0.0.1/32"],
+                "expires_in_seconds": 60,
+            }
+            assert (await api.call("POST", "/keys", service, {**good, "rights": list(rights)})).status == 201
+            wider: list[dict[str, Any]] = [
+                {"endpoints": None},
+                {"endpoints": ["embeddings", "completions"]},
+                {"models": ["m", "n"]},
+                {"models": ["*"]},
+                {"networks": ["0.0.0.0/0"]},
+                {"expires_in_seconds": 7200},
+                {"expires_in_seconds": None},
+                {"rights": ["keys.revoke"]},
+            ]
+            for one in wider:
+                await refused(api, "POST", "/keys", service, {**good, **one})
+            wide, _ = await api.key()
+            await refused(api, "POST", f"/keys/{wide.key_id}/rotate", service, {})
+            tag = (await api.call("GET", f"/keys/{wide.key_id}", service)).etag
+            await refused(api, "PATCH", f"/keys/{wide.key_id}", service, {"name": "x"}, if_match=tag)
+            everything, _ = await api.key(rights=tuple(sorted(SERVICE_RIGHTS)))
+            await refused(api, "POST", f"/keys/{everything.key_id}/rotate", service, {})
+
+    asyncio.run(work())
+
+
+def test_who_loses_a_role_loses_their_invites(sqlite_url: str, tmp_path: Path) -> None:
+    """An invite is judged again when it is taken up, by what its maker may give then."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            user, _ = await api.person("tenant_admin", "acme")
+            maker = By(Actor("user", user.user_id, "tenant_admin", "acme"), "test")
+            _, token = await api.invite("acme", "tenant_admin", maker)
+            path = f"/memberships/{user.user_id}/acme"
+            etag = (await api.call("GET", path, api.root)).etag
+            await api.call("DELETE", path, api.root, headers={"if-match": etag})
+            assert (await api.call("POST", "/invites/redeem", None, {"token": token, "name": "n"})).status == 403
+
+    asyncio.run(work())

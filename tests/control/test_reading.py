@@ -1,0 +1,209 @@
+"""What a client may say: exactly what the table asks for, in one spelling, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from proxy import bounds
+from proxy.control.table import OPERATIONS, Operation
+from tests.control.admin import Admin, admin
+from tests.control.test_operations import request_for
+
+WITH_BODY = [one for one in OPERATIONS if one.body is not None]
+
+
+def servers_own(operation: Operation) -> list[str]:
+    """Names that stand in the answer and are not the client's to say, and one that nobody knows."""
+    assert operation.body is not None
+    answered = () if operation.answer is None else operation.answer.__struct_fields__
+    return [*sorted(set(answered) - set(operation.body.__struct_fields__)), "zebra", "digest", "created_by"]
+
+
+@pytest.mark.parametrize("operation", WITH_BODY, ids=lambda one: one.id)
+def test_unknown_and_server_owned_fields(sqlite_url: str, tmp_path: Path, operation: Operation) -> None:
+    """A field that is not asked for is 422 with its own path, whatever it is, and nothing is changed."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            path, body, headers = await request_for(api, operation)
+            token = None if operation.open else api.root
+            before = (await api.store.audit_head()).seq
+            for name in servers_own(operation):
+                reply = await api.call(operation.method, path, token, {**body, name: "x"}, headers=headers)
+                assert (reply.status, reply.code, reply.said["error"]["path"]) == (422, "invalid", f"$.{name}")
+            assert (await api.store.audit_head()).seq == before
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("raw", "status", "path"),
+    [
+        (b'{"name":"a","name":"b"}', 400, None),
+        (b'{"tags":{"a":"1","a":"2"}}', 400, None),
+        (b'{"tags":{"a":1}}', 422, "$.tags[...]"),
+        (b"[]", 400, None),
+        (b'"name"', 400, None),
+        (b"{", 400, None),
+        (b'{"name":NaN}', 400, None),
+        (b'{"name":"\\ud800"}', 400, None),
+        (b'{"name":"\\u0000"}', 422, "$.name"),
+        (b'\xef\xbb\xbf{"name":"a"}', 400, None),
+        (b'{"name":"\xff"}', 400, None),
+        (b'{"name":null}', 422, "$.name"),
+        (b'{"requests_per_minute":0}', 422, "$.requests_per_minute"),
+        (b'{"requests_per_minute":1.5}', 422, "$.requests_per_minute"),
+        (b'{"requests_per_minute":true}', 422, "$.requests_per_minute"),
+        (b'{"requests_per_minute":"5"}', 422, "$.requests_per_minute"),
+        (b'{"requests_per_minute":1e999}', 422, "$.requests_per_minute"),
+        (b'{"networks":["10.0.0.1/8"]}', 422, "$.networks"),
+        (b'{"networks":["fe80::%x"]}', 422, "$.networks"),
+        (b'{"rights":["users.write"]}', 422, "$.rights[0]"),
+        (b'{"budget_nanos":5}', 422, "$"),
+        (b'{"plan":"no such plan"}', 422, "$.plan"),
+        (b'{"env":"LIVE"}', 422, "$.env"),
+        (b'{"a":' * 2000 + b"1" + b"}" * 2000, 400, None),
+        (b'{"name":"' + b"x" * bounds.CONTROL_BODY_BYTES_MAX + b'"}', 413, None),
+    ],
+)
+def test_bodies_that_are_not_read(sqlite_url: str, tmp_path: Path, raw: bytes, status: int, path: str | None) -> None:
+    """Each is refused with its status and, where a field is at fault, with its path; nothing is made."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            said = raw.replace(b"{", b'{"tenant":"acme",', 1) if status == 422 else raw
+            reply = await api.call("POST", "/keys", api.root, raw=said)
+            assert reply.status == status, reply
+            assert reply.said["error"].get("path") == path, reply
+            assert await api.store.list_keys() == []
+
+    asyncio.run(work())
+
+
+def test_headers_and_paths_that_are_odd(sqlite_url: str, tmp_path: Path) -> None:
+    """Paths are matched as they are sent; hosts, encodings, media types and methods are what they must be."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            row, _ = await api.key()
+            for path in (
+                "/keys/",
+                "//keys",
+                "/keys/../keys",
+                "/%6beys",
+                "/keys;x",
+                "/keys/a%2fb",
+                "/keys/%00",
+                "/KEYS",
+            ):
+                assert (await api.call("GET", path, api.root)).status == 404, path
+            reply = await api.call("OPTIONS", "/keys", api.root, headers={"origin": "https://evil.example"})
+            assert (reply.status, reply.headers["allow"]) == (405, "GET, POST")
+            assert not [name for name in reply.headers if name.lower().startswith("access-control")]
+            for host, status in (("evil.example", 421), ("localhost:1", 200), ("[::1]:5", 200), ("a/b", 421)):
+                assert (await api.call("GET", "/me", api.root, headers={"host": host})).status == status, host
+            for kind in ("text/plain", "application/jsonx", "application/json; charset=utf-16"):
+                reply = await api.call("POST", "/keys", api.root, {}, headers={"content-type": kind})
+                assert reply.status == 415, kind
+            reply = await api.call("GET", "/keys", api.root, {})
+            assert (reply.status, reply.code) == (400, "unexpected_body")
+            for tag in ('W/"x"', "*", "x", '"a", "b"'):
+                reply = await api.call("PATCH", f"/keys/{row.key_id}", api.root, {}, headers={"if-match": tag})
+                assert (reply.status, reply.code) == (400, "bad_header"), tag
+            for query in ("limit=0", "limit=201", "limit=x", "zebra=1", "limit=1&limit=1", "tenant=%ff", "tenant=A%00"):
+                assert (await api.call("GET", f"/keys?{query}", api.root)).status == 422, query
+            assert (await api.call("GET", f"/keys?owner={'x' * 5000}", api.root)).status == 414
+
+    asyncio.run(work())
+
+
+def test_a_credential_stands_once(sqlite_url: str, tmp_path: Path) -> None:
+    """Two Authorization headers are nobody's, whichever of them is good."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            host, port = api.base.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            line = f"authorization: Bearer {api.root}\r\n"
+            writer.write(f"GET /admin/v1/me HTTP/1.1\r\nhost: localhost\r\n{line}{line}\r\n".encode())
+            assert (await reader.readline()).split()[1] == b"400"
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(work())
+
+
+def test_bad_credentials_are_counted_and_good_ones_served(sqlite_url: str, tmp_path: Path) -> None:
+    """Above the limit a bad credential is 429 with a time to wait, and a good one from there is served all the same."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            statuses = [
+                (await api.call("GET", "/me", f"weir_session_{number:043d}")).status
+                for number in range(bounds.CONTROL_FAILURES_PER_MINUTE + 3)
+            ]
+            assert statuses == [401] * bounds.CONTROL_FAILURES_PER_MINUTE + [429] * 3
+            reply = await api.call("GET", "/me", "wk_no")
+            assert 1 <= int(reply.headers["retry-after"]) <= 60
+            assert (await api.call("GET", "/me", api.root)).status == 200
+            assert (await api.call("GET", "/me")).status == 401  # who brings none has guessed nothing
+
+    asyncio.run(work())
+
+
+async def opens(api: Admin, token: str) -> bool:
+    """Whether the credential opens anything."""
+    return (await api.call("GET", "/me", token)).status == 200
+
+
+def test_what_is_ended_opens_nothing(sqlite_url: str, tmp_path: Path) -> None:
+    """A revoked key, an expired one, one from another network, an ended session, a role that was taken: at once."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            row, secret = await api.key(rights=("keys.read",))
+            assert await opens(api, secret)
+            await api.call("POST", f"/keys/{row.key_id}/revoke", api.root, {})
+            assert not await opens(api, secret)
+            assert not await opens(api, (await api.key(rights=("keys.read",), seconds=-1))[1])
+            assert not await opens(api, (await api.key(rights=("keys.read",), networks=("10.0.0.0/8",)))[1])
+            assert await opens(api, (await api.key(rights=("keys.read",), networks=("127.0.0.0/8",)))[1])
+            assert not await opens(api, (await api.key(rights=()))[1])
+            assert not await opens(api, (await api.key("gone", rights=("keys.read",)))[1])  # no such tenant
+            user, token = await api.person("tenant_admin", "acme")
+            (session,) = (await api.call("GET", f"/sessions?user_id={user.user_id}", api.root)).said["items"]
+            assert (await api.call("DELETE", f"/sessions/{session['session_id']}", token)).status == 204
+            assert not await opens(api, token)
+            user, token = await api.person("tenant_admin", "acme")
+            await api.call("POST", f"/users/{user.user_id}/disable", api.root)
+            assert not await opens(api, token)
+            user, token = await api.person("tenant_admin", "acme")
+            place = f"/memberships/{user.user_id}/acme"
+            etag = (await api.call("GET", place, api.root)).etag
+            assert (await api.call("DELETE", place, api.root, headers={"if-match": etag})).status == 204
+            assert not await opens(api, token)
+
+    asyncio.run(work())
+
+
+def test_no_answer_holds_a_digest_or_an_old_secret(sqlite_url: str, tmp_path: Path) -> None:
+    """Of a key's secret and digest nothing stands in any list, nor in the audit log."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            made = await api.call("POST", "/keys", api.root, {"tenant": "acme"})
+            secret = made.said["key"]
+            row = await api.store.key_by_id(made.said["key_id"])
+            assert row is not None
+            for path in ("/keys", f"/keys/{row.key_id}", "/audit", "/audit/export"):
+                body = (await api.call("GET", path, api.root)).body
+                assert secret.encode() not in body
+                assert row.digest.hex().encode() not in body
+                assert b'"digest"' not in body
+            assert json.loads(made.body)["last4"] == secret[-4:]
+
+    asyncio.run(work())
