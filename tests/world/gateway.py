@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import signal
 import socket
 import sqlite3
@@ -19,13 +20,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60  # generous: a loaded machine starts Python slowly
 STOP_SECONDS = 60
+PORTS = 12_000  # from which free ones are drawn
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as endpoint:
-        endpoint.bind(("127.0.0.1", 0))
-        return int(endpoint.getsockname()[1])
+    """A port that was free a moment ago, below those that the kernel gives by itself: no connection takes it."""
+    given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = given - 1 - secrets.randbelow(PORTS) if given > PORTS + 1024 else 0
+        with contextlib.suppress(OSError), socket.socket() as endpoint:
+            endpoint.bind(("127.0.0.1", port))
+            return int(endpoint.getsockname()[1])
+    raise AssertionError(f"no free port below {given}")
 
 
 def wait_for(what: str, happened: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
