@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -123,13 +124,17 @@ async def keys_of(weir: Gateway) -> AsyncIterator[Keys]:
 class Strain:
     """How late this machine is: the worst delays of parts that have nothing to do but be in time.
 
-    `seconds` is that of: this process's loop, the workers' loops, the keepers' heartbeats, a trivial query.
+    `seconds` is that of: this process's loop, the workers' loops, the keepers' heartbeats, a trivial query, and of all
+    processes the longest sum of waiting for a core.
     """
 
     def __init__(self, hosts: Hosts, store: Store) -> None:
         self._arenas = [Arena(str(weir.data / "arena"), boot_id(), -1) for weir in hosts.both]
         self._store = store
-        self.seconds = {"test": 0.0, "worker": 0.0, "keeper": 0.0, "query": 0.0}
+        self.seconds = {"test": 0.0, "worker": 0.0, "keeper": 0.0, "query": 0.0, "queued": 0.0}
+        pids = [os.getpid(), hosts.redis.pid, *hosts.postgres.pids()]
+        pids += [pid for weir in hosts.both for pid in weir.processes()]
+        self._queued = {pid: _queued_seconds(pid) for pid in pids}
 
     def _worst(self, what: str, seconds: float) -> None:
         self.seconds[what] = max(self.seconds[what], seconds)
@@ -154,7 +159,7 @@ class Strain:
     @property
     def starved(self) -> bool:
         """Whether the machine was so late that no bound of less than a second says anything."""
-        return max(self.seconds.values()) > 0.1
+        return max(self.seconds.values()) > 0.1 or sum(self.seconds.values()) > 0.2
 
     @asynccontextmanager
     async def felt(self) -> AsyncIterator[None]:
@@ -166,5 +171,15 @@ class Strain:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for pid, before in self._queued.items():
+                self._worst("queued", _queued_seconds(pid) - before)
             for arena in self._arenas:
                 arena.close()
+
+
+def _queued_seconds(pid: int) -> float:
+    """How long a process has been ready to run and was not let (proc(5), schedstat); 0 where nobody says so."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0

@@ -143,7 +143,7 @@ async def trial(hosts: Hosts, keys: Keys, how: str, clients: dict[str, ledger.Se
 async def trials(hosts: Hosts, count: int, clients: dict[str, ledger.Seen]) -> list[Trial]:
     """So many trials that can be judged. A late one of a starved machine is run again, so often as there are trials."""
     done: list[Trial] = []
-    again = 0
+    again = starved = 0
     async with keys_of(hosts.first) as keys:
         for how in itertools.cycle(HOW):
             found = await trial(hosts, keys, how, clients)
@@ -154,8 +154,10 @@ async def trials(hosts: Hosts, count: int, clients: dict[str, ledger.Seen]) -> l
                     pytest.skip(f"this machine is too late to judge a second: {found.strain}")
                 continue
             done.append(found)
+            starved += found.starved
             assert found.seconds < DEADLINE_SECONDS, found
             if len(done) == count:
+                print(f"{again} trials run again; of those that count the machine was late in {starved}")
                 return done
     return done
 
