@@ -23,6 +23,9 @@ HOST = [
     "DRAINING",
     "KEYS_CREATED",
     "SUPERVISOR_HEARTBEAT_NS",
+    "KEYS_FRESH_NS",
+    "KEYS_FRESH_NS_MAX",
+    "KEYS_ON_STALE",
 ]
 COLUMN = [
     "COLUMN_POLICY_GENERATION",
@@ -51,6 +54,7 @@ def test_no_two_names_share_a_word(names: list[str], room: int) -> None:
 def test_every_name_is_in_one_of_the_lists() -> None:
     """A new word must be added here, where collisions are found."""
     values = {"NO_STATE", "STARTING", "SERVING", "DRAINING_WORKER", "NOT_CONFIGURED", "OK", "AWAY", "COLUMNS"}
+    values |= {"ALLOW", "REFUSE"}
     assert {name for name in vars(board) if name.isupper()} == {*HOST, *COLUMN, *values}
 
 

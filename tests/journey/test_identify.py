@@ -172,7 +172,8 @@ def renewed(weir: Gateway, generation: int) -> bool:
     arena = Arena(str(weir.data / "arena"), boot_id(), -1)
     try:
         rows = board.Board(arena).rows()
-        return arena.word(board.KEYS_GENERATION) == generation and all(r.keys_generation == generation for r in rows)
+        now = arena.word(board.KEYS_GENERATION)
+        return now >= generation and all(row.keys_generation == now for row in rows)
     finally:
         arena.close()
 
