@@ -39,7 +39,7 @@ class Failures:
         self._sites: OrderedDict[str, tuple[int, int]] = OrderedDict()  # (failures, since) of this minute
 
     def note(self, peer: str) -> None:
-        """Counts one. Raises Problem 429 above the limit, else 401."""
+        """Counts one. Raises Problem 429 above the limit."""
         site, now = site_of(address_of(peer)), now_ns()
         count, since_ns = self._sites.pop(site, (0, now))
         if now - since_ns >= _MINUTE_NS:
@@ -51,7 +51,6 @@ class Failures:
             seconds = -(-(since_ns + _MINUTE_NS - now) // 1_000_000_000)
             text = "Too many bad credentials from your address; wait."
             raise Problem(429, "too_many_failures", text, headers={"retry-after": str(max(seconds, 1))})
-        raise unauthorized()
 
 
 def unauthorized() -> Problem:
@@ -80,10 +79,9 @@ class Callers:
                 found = await self._service(secret.encode(), peer)
         if found is not None and (found.actor.tenant is None or found.actor.tenant in self._policy().tenants):
             return found
-        if authorization is None:
-            raise unauthorized()
-        self.failures.note(peer)
-        raise AssertionError("noting a failure raises")
+        if authorization is not None:  # who brings none has guessed nothing
+            self.failures.note(peer)
+        raise unauthorized()
 
     async def _person(self, token: str) -> Caller | None:
         found = await self._store.session_actor(digest_of(token), wall_us())

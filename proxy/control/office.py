@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -113,7 +113,7 @@ class Answer(Struct, frozen=True):
 
     said: Struct | None = None
     etag: str | None = None
-    lines: AsyncIterator[bytes] | None = None
+    lines: AsyncGenerator[bytes, None] | None = None
 
 
 Handler = Callable[[Office, Ask], Awaitable[Answer]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -178,7 +178,7 @@ async def export_audit(office: Office, ask: Ask) -> Answer:
     """The whole chain, in the very bytes that `weir audit export` writes and `weir audit verify --file` reads."""
     may(ask.actor, "audit.read", None)
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def lines() -> AsyncGenerator[bytes, None]:
         async with office.whole_log() as store:
             waiting: list[bytes] = []
             async for one in store.audit_all():

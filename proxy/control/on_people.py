@@ -13,9 +13,10 @@ from proxy.clock import wall_us
 from proxy.control import persons
 from proxy.control.callers import unauthorized
 from proxy.control.office import Answer, Ask, Handler, Office, page, where
-from proxy.control.problems import Problem, invalid, not_found
+from proxy.control.problems import invalid, not_found
 from proxy.control.signing import made
 from proxy.control.table import PLATFORM
+from proxy.errors import Refusal
 from proxy.identity.actor import By
 from proxy.identity.credentials import digest_of, new_id, new_token
 from proxy.identity.roles import ACTIONS, Actor, allowed, check_place, reach
@@ -197,7 +198,11 @@ async def list_sessions(office: Office, ask: Ask) -> Answer:
 
 async def create_session(office: Office, ask: Ask) -> Answer:
     """Signs in by an identity provider."""
-    return Answer(await office.sign_ins.enter(ask.body.id_token, ask.body.tenant, ask.peer))
+    try:
+        return Answer(await office.sign_ins.enter(ask.body.id_token, ask.body.tenant, ask.peer))
+    except Refusal:
+        office.callers.failures.note(ask.peer)
+        raise
 
 
 async def delete_session(office: Office, ask: Ask) -> Answer:
@@ -271,13 +276,9 @@ async def redeem_invite(office: Office, ask: Ask) -> Answer:
     session = Session(new_id("ses"), user.user_id, None, ask.peer, now_us, until_us)
     try:
         used = await office.store.redeem(digest_of(body.token), user, session, digest_of(secret), By(bearer, ask.peer))
-    except NotDone as error:
-        try:
-            office.callers.failures.note(ask.peer)
-        except Problem as problem:
-            if problem.status == 429:
-                raise
-        raise error
+    except NotDone:
+        office.callers.failures.note(ask.peer)
+        raise
     return Answer(made(msgspec.structs.replace(session, tenant=used.tenant), used.role, secret))
 
 

@@ -10,7 +10,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from hashlib import sha256
 from ipaddress import ip_address
 
@@ -166,9 +166,35 @@ class Port:
             await office.desk.tell_again()
             return _response(operation.status, repeated.answer, {"idempotency-replayed": "true"})
         if answer.lines is not None:
-            return await _stream(request, answer.lines)
+            return await self._stream(request, answer.lines)
         more = {} if answer.etag is None else {"etag": f'"{answer.etag}"'}
         return _response(operation.status, encode(answer.said), more)
+
+    async def _stream(self, request: web.BaseRequest, lines: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+        """Writes JSON lines. What goes wrong after the first byte ends the connection without its last chunk."""
+        try:
+            first = await anext(lines, b"")
+            response = web.StreamResponse(headers={**_HEADERS, "content-type": "application/jsonl"})
+            await response.prepare(request)
+            try:
+                await _write(response, first)
+                async for part in lines:
+                    await _write(response, part)
+                await response.write_eof()
+            except Exception as error:
+                if not isinstance(error, (ConnectionError, TimeoutError)):
+                    self._log.error(f"an export broke off: {type(error).__name__}")
+                if request.transport is not None:
+                    request.transport.abort()
+            return response
+        finally:
+            await lines.aclose()
+
+
+async def _write(response: web.StreamResponse, part: bytes) -> None:
+    """A reader that stands still holds the database no longer than a body may take."""
+    async with asyncio.timeout(bounds.CONTROL_SECONDS_MAX):
+        await response.write(part)
 
 
 async def _read(request: web.BaseRequest, operation: Operation) -> bytes:
@@ -221,23 +247,6 @@ def _response(status: int, body: bytes, more: dict[str, str] | None = None) -> w
     if body:
         headers["content-type"] = "application/json"
     return web.Response(status=status, body=body, headers=headers)
-
-
-async def _stream(request: web.BaseRequest, lines: AsyncIterator[bytes]) -> web.StreamResponse:
-    """Writes JSON lines. What goes wrong after the first byte ends the connection without its last chunk."""
-    first = await anext(lines, b"")
-    response = web.StreamResponse(headers={**_HEADERS, "content-type": "application/jsonl"})
-    await response.prepare(request)
-    try:
-        await response.write(first)
-        async for part in lines:
-            await response.write(part)
-        await response.write_eof()
-    except Exception:
-        if request.transport is not None:
-            request.transport.abort()
-        raise
-    return response
 
 
 __all__ = ["HANDLERS", "Answer", "Port"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -66,6 +67,52 @@ def test_it_refuses_to_start(tmp_path: Path, sqlite_url: str, why: str) -> None:
         assert reasons[why] in errors
         assert "Traceback" not in errors
         assert len(errors.splitlines()) <= 2, errors
+
+
+def test_over_tls(tmp_path: Path, sqlite_url: str) -> None:
+    """With a certificate it speaks https, and nothing else."""
+    made = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    made += [
+        "-keyout",
+        "key.pem",
+        "-out",
+        "cert.pem",
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+    ]
+    subprocess.run(["openssl", *made], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    files = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    port = free_port()
+    weir = configured(tmp_path, sqlite_url, control={"port": port, "tls": files})
+    trusting = ssl.create_default_context(cafile=files["certificate"])
+    process = control(weir)
+
+    def answered() -> bool:
+        if process.poll() is not None:
+            return True
+        try:
+            with urllib.request.urlopen(
+                f"https://127.0.0.1:{port}/admin/v1/openapi.json", timeout=30, context=trusting
+            ) as answer:
+                return bool(json.load(answer)["openapi"] == "3.1.0")
+        except ConnectionError:
+            return False
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ConnectionError):
+                return False
+            raise
+
+    try:
+        assert wait_for("the admin API by https", answered)
+        assert process.poll() is None
+        assert weir.get("/admin/v1/openapi.json", port)[0] == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_from_nothing_to_a_revoked_key(tmp_path: Path) -> None:

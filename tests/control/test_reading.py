@@ -155,6 +155,51 @@ def test_bad_credentials_are_counted_and_good_ones_served(sqlite_url: str, tmp_p
     asyncio.run(work())
 
 
+def test_who_says_nothing_is_left(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection without a request, or with half a head, is closed at the bound; one that has spoken is not."""
+    monkeypatch.setattr(bounds, "HEADERS_SECONDS_MAX", 0.3)
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            host, port = api.base.removeprefix("http://").split(":")
+            for said in (b"", b"GET /admin/v1/me HTT"):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(said)
+                assert await asyncio.wait_for(reader.read(), 30) == b""
+                writer.close()
+                await writer.wait_closed()
+            reader, writer = await asyncio.open_connection(host, int(port))
+            for _ in range(2):
+                writer.write(b"GET /admin/v1/me HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                assert (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).startswith(b"HTTP/1.1 401")
+                await reader.readuntil(b"}}")
+                await asyncio.sleep(0.5)  # longer than the bound on a first head
+            writer.close()
+            await writer.wait_closed()
+
+    asyncio.run(work())
+
+
+def test_connections_have_a_bound(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One connection too many is closed, and the others go on."""
+    monkeypatch.setattr(bounds, "CONTROL_CONNECTIONS_MAX", 3)
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            host, port = api.base.removeprefix("http://").split(":")
+            opened = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+            for reader, writer in opened:
+                writer.write(b"GET /admin/v1/me HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                assert (await reader.readline()).split()[1] == b"401"
+            reader, writer = await asyncio.open_connection(host, int(port))
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+            for _, each in (*opened, (reader, writer)):
+                each.close()
+                await each.wait_closed()
+
+    asyncio.run(work())
+
+
 async def opens(api: Admin, token: str) -> bool:
     """Whether the credential opens anything."""
     return (await api.call("GET", "/me", token)).status == 200
