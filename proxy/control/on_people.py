@@ -13,7 +13,7 @@ from proxy.clock import wall_us
 from proxy.control import persons
 from proxy.control.callers import unauthorized
 from proxy.control.office import Answer, Ask, Handler, Office, page, where
-from proxy.control.problems import invalid, not_found
+from proxy.control.problems import forbidden, invalid, not_found
 from proxy.control.signing import made
 from proxy.control.table import PLATFORM
 from proxy.errors import Refusal
@@ -205,6 +205,17 @@ async def create_session(office: Office, ask: Ask) -> Answer:
         raise
 
 
+async def switch_session(office: Office, ask: Ask) -> Answer:
+    """From one tenant to another, with a token of its own."""
+    old, tenant = ask.caller.session if ask.caller else None, ask.body.tenant
+    if old is None:
+        raise forbidden("sessions.create")
+    secret = new_token("session")
+    session = Session(new_id("ses"), old.user_id, tenant, ask.peer, wall_us(), old.expires_us)
+    role = await office.store.switch_session(old.session_id, session, digest_of(secret), ask.by)
+    return Answer(made(session, role, secret))
+
+
 async def delete_session(office: Office, ask: Ask) -> Answer:
     """Ends a session."""
     await office.store.revoke_session(ask.names["session_id"], wall_us(), ask.by)
@@ -294,6 +305,7 @@ HANDLERS: dict[str, Handler] = {
     "delete_membership": delete_membership,
     "list_sessions": list_sessions,
     "create_session": create_session,
+    "switch_session": switch_session,
     "delete_session": delete_session,
     "list_invites": list_invites,
     "create_invite": create_invite,

@@ -107,6 +107,12 @@ class SignIn(Asked, frozen=True, kw_only=True):
     tenant: TenantName | None = None
 
 
+class Switch(Asked, frozen=True, kw_only=True):
+    """The tenant to act in."""
+
+    tenant: TenantName
+
+
 class SessionMade(Struct, frozen=True, kw_only=True):
     """A new session. `token` is what to send as a bearer token; it is shown this once."""
 

@@ -86,6 +86,11 @@ class Port:
             await self._runner.cleanup()
             self._runner = None
 
+    def connections(self) -> list[web.RequestHandler]:
+        """Those that are open."""
+        server = None if self._runner is None else self._runner.server
+        return [] if server is None else list(server.connections)
+
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         if isinstance(request.protocol, _Connection):
             request.protocol.spoke()

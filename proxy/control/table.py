@@ -242,6 +242,16 @@ OPERATIONS: tuple[Operation, ...] = (
         open=True,
     ),
     Operation(
+        method="POST",
+        path="/sessions/switch",
+        id="switch_session",
+        summary="A session in another tenant of the same person; the old one stays",
+        action=None,
+        body=persons.Switch,
+        answer=persons.SessionMade,
+        status=201,
+    ),
+    Operation(
         method="DELETE",
         path="/sessions/{session_id}",
         id="delete_session",

@@ -195,6 +195,15 @@ def may_grant(actor: Actor, role: Role, tenant: str | None) -> None:
         raise Forbidden(f"{actor} may not grant {role}: only the platform's own people and provider can")
 
 
+def may_switch(actor: Actor, user_id: str, tenant: str | None) -> None:
+    """Raises Forbidden unless a session of this person may lead to one of theirs in another tenant.
+
+    Never to the platform: a session that was taken in a tenant must not be a way up.
+    """
+    if actor.kind != "user" or actor.id != user_id or tenant is None:
+        raise Forbidden(f"{actor} may not change to {_place(tenant)} as {user_id}: only a person, and into a tenant")
+
+
 def may_issue(
     actor: Actor,
     tenant: str,

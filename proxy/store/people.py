@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
 from proxy.identity.actor import By
-from proxy.identity.roles import Actor, Forbidden, Role, allowed, check_place, may, may_grant
+from proxy.identity.roles import Actor, Forbidden, Role, allowed, check_place, may, may_grant, may_switch
 from proxy.store.audit import Absent, Attempt, Auditing, NotDone, Notes, Stale
 from proxy.store.schema import memberships, sessions, users
 
@@ -218,6 +218,26 @@ class People(Auditing):
             await add_session(connection, notes, session, digest)
 
         await self.audited(by, Attempt("sessions.create", session.tenant, session.user_id), work)
+
+    async def switch_session(self, old_id: str, session: Session, digest: bytes, by: By) -> Role:
+        """From a session of one's own to one in another tenant, which ends no later. Returns the role there.
+
+        Raises Forbidden, and Absent where the person has no role.
+        """
+
+        async def work(connection: AsyncConnection, notes: Notes) -> Role:
+            may_switch(by.actor, session.user_id, session.tenant)
+            row = (await connection.execute(select(sessions).where(sessions.c.session_id == old_id))).first()
+            old = None if row is None else Session(**values_of(row))
+            if old is None or old.user_id != session.user_id or old.revoked_us is not None:
+                raise Absent(f"there is no session {old_id!r}")
+            there = await membership_of(connection, session.user_id, session.tenant)
+            if there is None or session.expires_us > old.expires_us:
+                raise Absent(f"user {session.user_id} has no role there")
+            await add_session(connection, notes, session, digest)
+            return there.role
+
+        return await self.audited(by, Attempt("sessions.create", session.tenant, session.user_id), work)
 
     async def revoke_session(self, session_id: str, at_us: int, by: By) -> None:
         """Ends one session: one's own, or somebody's in the actor's reach."""

@@ -69,6 +69,7 @@ class Admin:
         self.office = office
         self.base = base
         self.client = client
+        self.port: Port
         self.root = ""  # the token of a platform_admin
 
     async def call(
@@ -163,6 +164,7 @@ async def admin(directory: Path, database: str, **more: Any) -> AsyncIterator[Ad
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with aiohttp.ClientSession() as client:
             api = Admin(process, store, office, base, client)
+            api.port = port
             _, api.root = await api.person("platform_admin", None)
             yield api
     finally:

@@ -38,6 +38,8 @@ def bodies(operation: Operation, tenant: str) -> list[dict[str, Any] | None]:
             return [{"role": "tenant_member"}]
         case "create_session":
             return [{"id_token": "a.b.c", "tenant": tenant}]
+        case "switch_session":
+            return [{"tenant": tenant}]
         case "redeem_invite":
             return []
     return [{}] if operation.body is not None else [None]

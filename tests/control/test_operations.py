@@ -42,6 +42,8 @@ async def request_for(api: Admin, operation: Operation) -> Request:
             user, _ = await api.person(None, "acme")
             path = path.replace("{user_id}", user.user_id).replace("{place}", "acme")
             body, headers = {"role": "tenant_member"}, {"if-none-match": "*"}
+        case "switch_session":
+            body = {"tenant": "acme"}
         case "create_session":
             body = {"id_token": "a.b.c"}
         case "delete_session":
@@ -84,6 +86,8 @@ def expected(operation: Operation, actor: Actor) -> int:
         return operation.status if actor.kind == "user" else 401  # a key has no face
     if operation.id == "create_session":
         return 403  # sign-in is off here
+    if operation.id == "switch_session":  # to where one is already: then one may be there
+        return 403 if actor.kind == "key" else operation.status if actor.tenant == "acme" else 404
     if action is None:
         return operation.status
     seen = SEEN_BY.get(operation.id)

@@ -54,6 +54,15 @@ def test_by_an_invite(sqlite_url: str, tmp_path: Path) -> None:
             here = (await api.call("GET", "/me", joined.said["token"])).said
             assert (here["tenant"], here["role"]) == ("globex", "tenant_member")
             assert (await api.call("GET", "/users", joined.said["token"])).status == 403
+            # And from one a person comes to the other, never to where they are nobody, and never up.
+            back = await api.call("POST", "/sessions/switch", joined.said["token"], {"tenant": "acme"})
+            assert (back.status, back.said["role"]) == (201, "tenant_admin")
+            assert back.said["expires_us"] == joined.said["expires_us"]
+            assert (await api.call("GET", "/me", back.said["token"])).said["tenant"] == "acme"
+            assert (await api.call("POST", "/sessions/switch", back.said["token"], {"tenant": "nowhere"})).status == 404
+            assert (await api.call("POST", "/sessions/switch", back.said["token"], {"tenant": None})).status == 422
+            _, alone = await api.person("tenant_admin", "acme")
+            assert (await api.call("POST", "/sessions/switch", alone, {"tenant": "globex"})).status == 404
             withdrawn, secret = await api.invite("acme", "tenant_member")
             assert (await api.call("DELETE", f"/invites/{withdrawn.invite_id}", api.root)).status == 204
             assert (await api.call("POST", "/invites/redeem", None, {"token": secret, "name": "x"})).status == 409
