@@ -118,6 +118,11 @@ def client_of(made: Stage) -> Client:
     return Client(made.weir)  # type: ignore[arg-type]
 
 
+def ended(client: Client) -> bool:
+    """Whether its connection is over; a client that merely waited in vain says no."""
+    return client.reader.at_eof() or client.reader.exception() is not None
+
+
 def seen(payload: bytes, ended: Any = "cut") -> ledger.Seen:
     """What a client had of the upstream: all but the frame by which Weir ended it."""
     frames = payload.split(b"\n\n")[:-1]
@@ -242,6 +247,7 @@ def test_half_a_frame_does_not_hold_it_up(tmp_path: Path) -> None:
             await made.look()
             with pytest.raises((EOFError, OSError)):
                 await anext(parts)
+            assert ended(client)
             (row,) = await made.settled(one=ledger.Seen("cut", 200, 0, len(got)))
             assert row.termination == "revoked"
 
@@ -260,6 +266,7 @@ def test_a_whole_answer_that_has_begun(tmp_path: Path) -> None:
             await made.look()
             payload, whole = await client.rest(headers)
             assert not whole
+            assert ended(client)
             (row,) = await made.settled(one=ledger.Seen("cut", 200, 0, len(payload)))
             assert row.termination == "revoked"
 
@@ -398,6 +405,7 @@ def test_a_call_that_a_change_overtook_is_looked_at(tmp_path: Path) -> None:
 
             async def revoked() -> None:
                 made.revoke()
+                await made.look()  # before the call runs
 
             made.table.before = twice
             await client.send(chat(LONG, stream=True), x_request_id="one")
