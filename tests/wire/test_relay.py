@@ -195,7 +195,7 @@ def test_cut_between_frames() -> None:
         answer = Answer(b"".join(client.written))
         assert answer.whole
         assert answer.body == FRAMES[0] + ENDING
-        assert relay.ending == wire.CUT
+        assert (relay.ending, relay.cut_clean) == (wire.CUT, True)
         assert (relay.frames, relay.bytes) == (1, len(FRAMES[0]))
         assert made.upstream.aborted
         client.close_sockets()
@@ -218,7 +218,7 @@ def test_cut_inside_a_frame_waits_for_its_end(at: int, line_end: bytes) -> None:
         assert answer.whole
         # After a lone CR a following LF would still belong to the line: neither reading changes the frames.
         assert answer.body == first + second + ENDING
-        assert relay.ending == wire.CUT
+        assert (relay.ending, relay.cut_clean) == (wire.CUT, True)
         assert relay.bytes == len(first + second)
         client.close_sockets()
 
@@ -231,7 +231,7 @@ def test_cut_for_a_client_that_left() -> None:
         made.connection.data_received(HEAD + piece(FRAMES[0]))
         client.abort()
         relay.cut(ENDING)
-        assert relay.ending == wire.CLIENT_GONE
+        assert (relay.ending, relay.cut_clean) == (wire.CLIENT_GONE, False)
         client.close_sockets()
 
 
@@ -266,7 +266,7 @@ def test_cut_where_no_ending_fits() -> None:
             answers.OK + answers.JSON + answers.length(answers.BODY) + b"\r\n" + answers.BODY[:9]
         )
         relay.cut(ENDING)
-        assert relay.ending == wire.CUT
+        assert (relay.ending, relay.cut_clean) == (wire.CUT, False)
         assert not Answer(b"".join(client.written)).whole
         client.close_sockets()
 
