@@ -292,9 +292,6 @@ class Supervisor:
         self._wake.set()
         if self._stop_asked > 1:
             self._log.info("hurrying")
-            for child in tuple(self._children):
-                if child.name.startswith("worker"):
-                    child.retire()
 
     def _on_hangup(self) -> None:
         if self._plan.hangup_stops:
@@ -386,9 +383,13 @@ class Supervisor:
         deadline_ns = clock.now_ns() + int((self._plan.drain_seconds + self._plan.grace_seconds) * 1e9)
         hurried = False
         while alive := [child for child in workers if child.alive]:
-            if self._stop_asked > 1 and not hurried:
-                hurried = True
-                deadline_ns = min(deadline_ns, clock.now_ns() + int(self._plan.grace_seconds * 1e9))
+            if self._stop_asked > 1:
+                if not hurried:
+                    hurried = True
+                    deadline_ns = min(deadline_ns, clock.now_ns() + int(self._plan.grace_seconds * 1e9))
+                # Again and again: two signals that are both still on their way arrive as one, which is no hurry.
+                for child in alive:
+                    child.signal(signal.SIGTERM)
             if clock.now_ns() > deadline_ns:
                 for child in alive:
                     self._log.warning(f"{child.name} did not end in time and is killed", child=child.pid)

@@ -21,6 +21,7 @@ from proxy.supervisor import Helper
 from proxy.verbs.run import model_of, tenant_of, welcome
 from tests.processes.conftest import ROOT, alive, descendants, eventually
 from tests.world.gateway import Gateway, free_port, wait_for
+from tests.world.process import UpstreamProcess
 
 QUESTION = {"model": "small", "messages": [{"role": "user", "content": "Say hello."}]}
 
@@ -246,10 +247,11 @@ def test_a_stream_outlives_its_supervisor(weir: Gateway) -> None:
         eventually("it is a row", lambda: [row["termination"] for row in weir.rows()] == ["complete"])
 
 
-def test_a_second_sigterm_ends_a_stream(weir: Gateway) -> None:
+def test_a_second_sigterm_ends_a_stream(tmp_path: Path) -> None:
     """The first SIGTERM lets a stream run, the second ends it: the client sees the cut and the row says so."""
-    with weir:
-        body = json.dumps({**QUESTION, "stream": True})
+    with UpstreamProcess(tmp_path / "ledger.jsonl") as upstream, Gateway(tmp_path, upstream.url, workers=2) as weir:
+        endless = {"role": "user", "content": '@{"endless": true, "delay_ms": 20} go on'}
+        body = json.dumps({"model": "small", "messages": [endless], "stream": True})
         headers = {"Authorization": f"Bearer {weir.key}", "Content-Type": "application/json"}
         connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=60)
         try:

@@ -206,6 +206,28 @@ def test_a_second_sigterm_hurries(site: Site) -> None:
         held.close()
 
 
+def test_a_hurry_reaches_a_worker_that_had_no_time_for_the_first_signal(site: Site) -> None:
+    """Two SIGTERMs that wait together arrive as one: the worker is told again, and does not drain for a minute."""
+    (site.claims / "behaviour").write_text("slow")
+    process = site.start(workers=1, drain_seconds=200, grace_seconds=200, heartbeat_seconds_max=300)
+    (row,) = site.serving(1)
+    files = Path(f"/proc/{row.pid}/fd")
+    before = len(list(files.iterdir()))
+    held = site.ask(hold=True)
+    try:
+        eventually("it has the connection", lambda: len(list(files.iterdir())) > before)
+        os.kill(row.pid, signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        eventually("it drains", lambda: site.facts("draining"))
+        process.send_signal(signal.SIGTERM)
+        eventually("it hurries", lambda: site.facts("hurrying"))
+        os.kill(row.pid, signal.SIGCONT)
+        assert process.wait(60) == 0
+        assert held.recv(64) == b""
+    finally:
+        held.close()
+
+
 def test_a_drain_has_an_end(site: Site) -> None:
     """A worker that never finishes is killed after drain_seconds and its grace, and the exit code is still 0."""
     (site.claims / "behaviour").write_text("slow")
