@@ -8,7 +8,7 @@ import pytest
 
 from proxy import bounds
 from proxy.store.redis import RedisTransport, RedisUnavailable, stream_name
-from proxy.store.store import Persisted
+from proxy.store.store import Persisted, Store
 from tests.flush.flushing import (
     EPOCH,
     EVENTS,
@@ -213,15 +213,16 @@ def test_postgresql_is_frozen_and_thawed(
     own_postgres: PostgresServer, redis_server: RedisServer, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGSTOP to the whole cluster: the transaction ends at its bound, and after SIGCONT nothing is double."""
-    monkeypatch.setattr(bounds, "FLUSH_SECONDS_MAX", 0.5)
-    monkeypatch.setattr(bounds, "DATABASE_CONNECT_SECONDS_MAX", 0.5)
     url = own_postgres.url(own_postgres.create_database())
 
     async def work() -> None:
         from proxy.store.store import migrate
 
         await migrate(url)
-        async with flushing(url, redis_server.url, lines) as (_, store, transport):
+        patient = Store.open(url)
+        monkeypatch.setattr(bounds, "FLUSH_SECONDS_MAX", 1)
+        monkeypatch.setattr(bounds, "DATABASE_CONNECT_SECONDS_MAX", 1)
+        async with flushing(url, redis_server.url, lines) as (_, _, transport):
             await ship(transport, PARTS[:4])
             await eventually(drained(transport), "the first entries are flushed")
             own_postgres.freeze()
@@ -229,7 +230,8 @@ def test_postgresql_is_frozen_and_thawed(
             await eventually(said(lines, "database"), "the flusher says that the database is away")
             own_postgres.thaw()
             await eventually(drained(transport), "the stream is drained")
-            assert await differences(store, EVENTS) == []
+            assert await differences(patient, EVENTS) == []
+        await patient.close()
 
     run(work())
 
