@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ def bodies(operation: Operation, tenant: str) -> list[dict[str, Any] | None]:
     return [{}] if operation.body is not None else [None]
 
 
+def questions(names: Mapping[str, str], tenant: str) -> Iterator[tuple[Operation, str, dict[str, Any] | None]]:
+    """(operation, path, body) for every operation, with these in every place where an identifier may stand."""
+    for operation in OPERATIONS:
+        queries = [""]
+        if operation.query is not None and not operation.names:
+            need = "model=m&" if operation.id == "get_effective" else ""
+            taken = [name for name in ("tenant", "key_id", "user_id") if name in operation.query.__struct_fields__]
+            queries = [f"?{need}{name}={{{name}}}" for name in taken]
+        for query in queries:
+            path = operation.path + query
+            for name, value in names.items():
+                path = path.replace(f"{{{name}}}", value)
+            for body in bodies(operation, tenant):
+                yield operation, path, body
+
+
 def plain(reply: Reply) -> tuple[int, bytes, list[tuple[str, str]]]:
     """All of an answer that could tell anything."""
     headers = [(name, value) for name, value in reply.headers.items() if name not in ("Date", "date")]
@@ -58,7 +75,7 @@ def test_the_others_are_as_absent_as_what_never_was(url: str, tmp_path: Path, ki
     async def work() -> None:
         async with admin(tmp_path, url) as api:
             token = (await api.callers())[kind][1]
-            user, theirs = await api.person("tenant_member", "globex")
+            user, token_there = await api.person("tenant_member", "globex")
             row, _ = await api.key("globex", owner=user.user_id)
             (session,) = (await api.call("GET", f"/sessions?user_id={user.user_id}", api.root)).said["items"]
             invite, _ = await api.invite("globex", "tenant_member")
@@ -71,37 +88,24 @@ def test_the_others_are_as_absent_as_what_never_was(url: str, tmp_path: Path, ki
                 "place": "globex",
             }
             compared = 0
-            for operation in OPERATIONS:
-                queries = [""]
-                if operation.query is not None:
-                    need = "model=m&" if operation.id == "get_effective" else ""
-                    names = [
-                        name for name in ("tenant", "key_id", "user_id") if name in operation.query.__struct_fields__
-                    ]
-                    queries = [f"?{need}{name}={{{name}}}" for name in names]
-                for query in queries if operation.names == () else [""]:
-                    template = operation.path + query
-                    real_bodies, missing_bodies = bodies(operation, "globex"), bodies(operation, "nowhere")
-                    for one, other in zip(real_bodies, missing_bodies, strict=True):
-                        if template == operation.path and one == other and not operation.names:
-                            continue  # nothing in it names anything
-                        compared += 1
-                        answers = []
-                        for names_, body in ((real, one), (MISSING, other)):
-                            path = template
-                            for name, value in names_.items():
-                                path = path.replace(f"{{{name}}}", value)
-                            headers = {"if-match": '"abc"'} if operation.match else {}
-                            reply = await api.call(operation.method, path, token, body, headers=headers)
-                            answers.append(plain(reply))
-                        assert answers[0] == answers[1], (operation.id, template, one)
-                        assert answers[0][0] in (200, 403, 404), (operation.id, template, answers[0])
-                        if answers[0][0] == 200:
-                            assert b"globex" not in answers[0][1]
-                            assert row.key_id.encode() not in answers[0][1]
+            for (operation, theirs, one), (_, nobodys, other) in zip(
+                questions(real, "globex"), questions(MISSING, "nowhere"), strict=True
+            ):
+                if (theirs, one) == (nobodys, other):
+                    continue  # nothing in it names anything
+                compared += 1
+                headers = {"if-match": '"abc"'} if operation.match else {}
+                answers = []
+                for path, body in ((theirs, one), (nobodys, other)):
+                    answers.append(plain(await api.call(operation.method, path, token, body, headers=headers)))
+                assert answers[0] == answers[1], (operation.id, theirs, one)
+                assert answers[0][0] in (200, 403, 404), (operation.id, theirs, answers[0])
+                if answers[0][0] == 200:
+                    assert b"globex" not in answers[0][1]
+                    assert row.key_id.encode() not in answers[0][1]
             assert compared > 25
             # And none of it was changed.
-            assert (await api.call("GET", "/me", theirs)).status == 200
+            assert (await api.call("GET", "/me", token_there)).status == 200
             found = await api.store.key_by_id(row.key_id)
             assert found is not None
             assert found.revoked_us is None
