@@ -164,6 +164,7 @@ AUDIT_TEXT_BYTES_MAX = 1024  # one text of an audit row, cut; reasons and target
 AUDIT_JSON_BYTES_MAX = 64 * 1024  # a state before or after; a larger change is refused, never recorded in part
 AUDIT_PAGE_ROWS = 1000  # read at a time, when the whole log is read
 AUDIT_FINDINGS_MAX = 100  # named by one verification; a log in ruins needs no longer list
+POLICY_REVISIONS_MAX = 1000  # recorded of one host: years of reviewed changes, about 100 KB
 ANCHOR_ROWS = 100  # new audit rows after which they are anchored at once
 ANCHOR_SECONDS = 60  # after which the fewest are: what a truncation can hide
 

@@ -20,6 +20,7 @@ from proxy.keeping.epochs import Epochs
 from proxy.keeping.keys import KeyWatch
 from proxy.keeping.page import Port
 from proxy.keeping.publish import Publisher
+from proxy.keeping.revisions import Recorder
 from proxy.settings import Settings, masked
 from proxy.store.redis import RedisTransport, directory_id
 from proxy.store.store import BadData, SchemaMismatch, Store, StoreUnavailable
@@ -31,6 +32,7 @@ _MOVE_SECONDS = 0.1  # between two rounds of shipping when there was nothing to 
 _CHECK_SECONDS = 0.5  # between two questions to Redis and the database about what arrived
 _JUDGE_SECONDS = 0.2  # between two looks at how old the last word on the keys is
 _ANCHOR_SECONDS = 1.0  # between two looks at the audit log's head
+_REVISION_SECONDS = 1.0  # between two tries to record which policy is in use
 _RETENTION_SECONDS = 600.0
 _ENDING_KEYS_SECONDS = 60.0  # between two counts of the keys that end soon
 _RECLAIM_SECONDS = 60.0
@@ -72,7 +74,10 @@ class Keeper:
         self._transport = None if settings.redis is None else RedisTransport(settings.redis)
         self._arena.set_word(board.DATABASE_STATE, board.NOT_CONFIGURED)
         self._arena.set_word(board.REDIS_STATE, board.NOT_CONFIGURED if self._transport is None else board.AWAY)
-        self._publisher = Publisher(Path(settings.config_dir), data_dir, self._arena, self._counters, log)
+        self._recorder = Recorder(directory_id(data_dir), self._store)
+        self._publisher = Publisher(
+            Path(settings.config_dir), data_dir, self._arena, self._counters, log, self._recorder.note
+        )
         self._epochs = Epochs(
             data_dir / "journal",
             directory_id(data_dir),
@@ -162,6 +167,7 @@ class Keeper:
             (self._epochs.look, _LOOK_SECONDS),
             (self._move, _MOVE_SECONDS),
             (self._anchors.look, _ANCHOR_SECONDS),
+            (self._recorder.look, _REVISION_SECONDS),
             (self._expire, _RETENTION_SECONDS),
             (lambda: self._keys.count_ending(self._store), _ENDING_KEYS_SECONDS),
             (self._reclaim, _RECLAIM_SECONDS),
@@ -235,6 +241,7 @@ class Keeper:
         await self._epochs.look()
         await self._epochs.ask_positions()
         await self._anchors.look(now=True)
+        await self._recorder.look()
 
     async def _close(self) -> None:
         with contextlib.suppress(TimeoutError):

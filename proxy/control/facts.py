@@ -41,6 +41,27 @@ class Revision(Struct, frozen=True, kw_only=True):
     origin: Literal["snapshot", "files"]
 
 
+class PolicyRevision(Struct, frozen=True, kw_only=True):
+    """A policy that a host published. `host` is its data directory's id; `tenants` and so on are how many it has."""
+
+    host: str
+    number: int
+    version: str
+    published_us: int
+    generation: int
+    tenants: int
+    plans: int
+    models: int
+    upstreams: int
+
+
+class PolicyRevisionPage(Struct, frozen=True):
+    """Revisions of every host, newest first."""
+
+    items: list[PolicyRevision]
+    next: str | None
+
+
 class EffectiveAsked(Asked, frozen=True, kw_only=True):
     """For which key, or for any key of which tenant, at which model and endpoint."""
 

@@ -78,6 +78,15 @@ async def get_policy(office: Office, ask: Ask) -> Answer:
     )
 
 
+async def list_revisions(office: Office, ask: Ask) -> Answer:
+    """What the hosts published, for who may see the platform's facts."""
+    may(ask.actor, "policy.read", None)
+    found, following = await page(
+        office, ask, (), office.store.revisions_page, lambda one: (one.published_us, one.host, one.number)
+    )
+    return Answer(facts.PolicyRevisionPage([facts.PolicyRevision(**asdict(one)) for one in found], following))
+
+
 async def get_effective(office: Office, ask: Ask) -> Answer:
     """The verdict on a key, or on a tenant's keys that narrow nothing."""
     asked: facts.EffectiveAsked = ask.query
@@ -226,6 +235,7 @@ HANDLERS: dict[str, Handler] = {
     "list_tenants": list_tenants,
     "get_tenant": get_tenant,
     "get_policy": get_policy,
+    "list_revisions": list_revisions,
     "get_effective": get_effective,
     "get_usage": get_usage,
     "list_usage_rows": list_usage_rows,

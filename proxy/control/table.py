@@ -310,6 +310,15 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation(
         method="GET",
+        path="/policy/revisions",
+        id="list_revisions",
+        summary="The policies that each host published; for the platform",
+        action="policy.read",
+        query=nouns.Paged,
+        answer=facts.PolicyRevisionPage,
+    ),
+    Operation(
+        method="GET",
         path="/policy/effective",
         id="get_effective",
         summary="What a key or a tenant may do, and which line decides",

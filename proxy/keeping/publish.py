@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from proxy import board, failpoint
+from proxy import board, clock, failpoint
 from proxy._fastpath import Arena
 from proxy.policy.compile import compile_policy
 from proxy.policy.problems import PolicyErrors
 from proxy.policy.snapshot import Policy
+from proxy.store.revisions import Published
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import Counters
 
@@ -17,14 +19,26 @@ SNAPSHOT = "policy.snapshot"
 
 
 class Publisher:
-    """Turns `config_dir` into the snapshot file of `data_dir` and raises the generation word."""
+    """Turns `config_dir` into the snapshot file of `data_dir` and raises the generation word.
 
-    def __init__(self, config_dir: Path, data_dir: Path, arena: Arena, counters: Counters, log: Log) -> None:
+    `note` is told of each policy that is in use from then on; it must neither wait nor fail.
+    """
+
+    def __init__(
+        self,
+        config_dir: Path,
+        data_dir: Path,
+        arena: Arena,
+        counters: Counters,
+        log: Log,
+        note: Callable[[Published], None],
+    ) -> None:
         self._config_dir = config_dir
         self._path = data_dir / SNAPSHOT
         self._arena = arena
         self._counters = counters
         self._log = log
+        self._note = note
 
     def begin(self) -> bool:
         """At the keeper's start. With a bad configuration the snapshot that stands goes on, if there is one."""
@@ -50,6 +64,7 @@ class Publisher:
         self._arena.raise_word(board.RELOADS_OK)
         self._counters.add(self._counters.series("weir_reloads_total", "ok"))
         self._log.info("policy published", version=policy.version, generation=generation)
+        self._note(_published(policy, clock.wall_us(), generation))
         return True
 
     def _say(self, policy: Policy) -> None:
@@ -66,13 +81,28 @@ class Publisher:
     def _stands(self) -> bool:
         """Whether an earlier snapshot is there and readable; then its generation counts."""
         try:
-            self._say(Policy.decode(self._path.read_bytes()))
+            policy = Policy.decode(self._path.read_bytes())
+            written_us = self._path.stat().st_mtime_ns // 1000
+            self._say(policy)
         except Exception as error:
             self._log.error("there is no earlier policy to go on with", reason=str(error))
             return False
         if self._arena.word(board.POLICY_GENERATION) == 0:
             self._arena.raise_word(board.POLICY_GENERATION)
+        self._note(_published(policy, written_us, self._arena.word(board.POLICY_GENERATION)))
         return True
+
+
+def _published(policy: Policy, published_us: int, generation: int) -> Published:
+    return Published(
+        version=policy.version,
+        published_us=published_us,
+        generation=generation,
+        tenants=len(policy.tenants),
+        plans=len(policy.plans),
+        models=len(policy.models),
+        upstreams=len(policy.upstreams),
+    )
 
 
 def write_snapshot(path: Path, content: bytes) -> None:

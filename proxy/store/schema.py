@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
-REVISION = "0004"  # the newest migration; revisions are numbered, so that older and newer can be told apart
+REVISION = "0005"  # the newest migration; revisions are numbered, so that older and newer can be told apart
 
 metadata = MetaData()
 _json: TypeEngine[Any] = JSON().with_variant(JSONB(), "postgresql")
@@ -302,6 +302,23 @@ idempotency = Table(
     _count("at_us"),
     PrimaryKeyConstraint("caller", "operation", "key", name="idempotency_pkey"),
     Index("idempotency_at", "at_us"),
+)
+
+# What each host published, when it was another version than the one before (`proxy.store.revisions`).
+policy_revisions = Table(
+    "policy_revisions",
+    metadata,
+    _text("host"),  # id of the data directory
+    Column("number", BigInteger, nullable=False, autoincrement=False),  # of this host's, from 1
+    _text("version"),
+    _count("published_us"),
+    _count("generation"),
+    _count("tenants"),
+    _count("plans"),
+    _count("models"),
+    _count("upstreams"),
+    PrimaryKeyConstraint("host", "number", name="policy_revisions_pkey"),
+    Index("policy_revisions_published", "published_us", "host", "number"),
 )
 
 meta = Table(

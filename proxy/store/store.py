@@ -14,6 +14,7 @@ from proxy.store.migrate import migrate
 from proxy.store.once import ByOnce, Once, OtherRequest, Repeated
 from proxy.store.people import Membership, Session, User
 from proxy.store.persist import Persisted, Persisting
+from proxy.store.revisions import PolicyRevision, Published, Revisions
 from proxy.store.usage import Filters, Report, Reports
 from proxy.store.verify import Finding, Verified, Verifying
 
@@ -33,6 +34,8 @@ __all__ = [
     "Once",
     "OtherRequest",
     "Persisted",
+    "PolicyRevision",
+    "Published",
     "Repeated",
     "Report",
     "SchemaMismatch",
@@ -46,5 +49,5 @@ __all__ = [
 ]
 
 
-class Store(Keys, Invites, Directory, Persisting, Reports, Verifying):
+class Store(Keys, Invites, Directory, Persisting, Reports, Revisions, Verifying):
     """Everything that is asked of the database, on one engine."""

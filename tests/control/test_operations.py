@@ -76,7 +76,7 @@ SEEN_BY = {
     "get_tenant": "tenants.read",
     "get_effective": "policy.read",
 }
-WHOLE = {"export_audit", "verify_audit", "disable_user"}  # the platform's alone
+WHOLE = {"export_audit", "verify_audit", "disable_user", "list_revisions"}  # the platform's alone
 
 
 def expected(operation: Operation, actor: Actor) -> int:

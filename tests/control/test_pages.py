@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from proxy.store.store import Published
 from tests.control.admin import Admin, admin
 from tests.store.records import batches, event
 
@@ -65,6 +66,30 @@ def test_usage_rows_by_pages(url: str, tmp_path: Path) -> None:
             rows = await all_of(api, "/usage/rows?tenant=acme&", api.root)
             assert sorted(row["call"] for row in rows) == [1, 2, 3, 4, 5]
             assert [row["started_us"] for row in rows] == sorted((row["started_us"] for row in rows), reverse=True)
+
+    asyncio.run(work())
+
+
+def test_policy_revisions_by_pages(url: str, tmp_path: Path) -> None:
+    """Every host's revisions, newest first, each once; a tenant's administrator sees none of them."""
+
+    async def work() -> None:
+        async with admin(tmp_path, url) as api:
+            for at in range(5):
+                one = Published(
+                    version=f"v{at}", published_us=at, generation=at, tenants=1, plans=1, models=1, upstreams=1
+                )
+                await api.store.record_revision("ab"[at % 2], one)
+            rows = await all_of(api, "/policy/revisions?", api.root)
+            assert [(row["host"], row["number"], row["version"]) for row in rows] == [
+                ("a", 3, "v4"),
+                ("b", 2, "v3"),
+                ("a", 2, "v2"),
+                ("b", 1, "v1"),
+                ("a", 1, "v0"),
+            ]
+            _, token = await api.person("tenant_admin", "acme")
+            assert (await api.call("GET", "/policy/revisions", token)).status == 403
 
     asyncio.run(work())
 

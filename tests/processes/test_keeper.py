@@ -513,6 +513,29 @@ def test_degraded_while_redis_is_away(house: House) -> None:
         assert not alive(worker.pid)
 
 
+def test_the_policies_in_use_are_recorded(house: House) -> None:
+    """Each other version is a row; a reload without a change and another keeper on the same policy are none."""
+
+    def recorded() -> list[tuple[Any, ...]]:
+        return house.sql("SELECT host, number, tenants, plans, models, upstreams FROM policy_revisions ORDER BY number")
+
+    keeper = house.keeper()
+    host = (house.data / "id").read_text().strip()
+    eventually("the first policy is recorded", lambda: recorded() == [(host, 1, 1, 1, 1, 1)])
+    keeper.kill()
+    keeper.wait()
+    keeper = house.keeper()
+    keeper.send_signal(signal.SIGHUP)
+    eventually("published again", lambda: len(house.facts("policy published")) == 3)
+    (house.config / "tenants" / "other.yaml").write_text("name: other\nplan: team\n")
+    keeper.send_signal(signal.SIGHUP)
+    eventually("the change is recorded", lambda: recorded()[1:] == [(host, 2, 2, 1, 1, 1)])
+    newest = house.facts("policy published")[-1]
+    assert house.sql("SELECT version, generation FROM policy_revisions WHERE number = 2") == [
+        (newest["version"], newest["generation"])
+    ]
+
+
 def test_an_ending_that_hangs_ends_all_the_same() -> None:
     """Some clean-up cannot be cancelled: the process then goes without it, and with it the lock."""
     code = "import time\nfrom proxy.keeper import _end_at_last\n_end_at_last(0.1)\ntime.sleep(600)"
