@@ -3,63 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from proxy.control.table import OPERATIONS, Operation
 from proxy.identity.actor import By
 from proxy.identity.roles import SERVICE_RIGHTS, Actor
 from tests.control.admin import Admin, Reply, admin
-
-MISSING = {
-    "key_id": "key_00000000000000",
-    "user_id": "usr_00000000000000000000",
-    "session_id": "ses_00000000000000000000",
-    "invite_id": "inv_00000000000000000000",
-    "tenant": "nowhere",
-    "place": "nowhere",
-}
-
-
-def bodies(operation: Operation, tenant: str) -> list[dict[str, Any] | None]:
-    """Bodies that are right in form; those that may name a tenant name this one."""
-    match operation.id:
-        case "create_key":
-            return [{"tenant": tenant}, {"tenant": tenant, "owner": "x", "plan": "small"}]
-        case "revoke_keys":
-            return [{"tenant": tenant}, {"tenant": tenant, "owner": "x"}]
-        case "create_user":
-            return [{"tenant": tenant, "name": "n"}]
-        case "create_invite":
-            return [{"tenant": tenant, "role": "tenant_admin"}]
-        case "put_membership":
-            return [{"role": "tenant_member"}]
-        case "create_session":
-            return [{"id_token": "a.b.c", "tenant": tenant}]
-        case "switch_session":
-            return [{"tenant": tenant}]
-        case "redeem_invite":
-            return []
-    return [{}] if operation.body is not None else [None]
-
-
-def questions(names: Mapping[str, str], tenant: str) -> Iterator[tuple[Operation, str, dict[str, Any] | None]]:
-    """(operation, path, body) for every operation, with these in every place where an identifier may stand."""
-    for operation in OPERATIONS:
-        queries = [""]
-        if operation.query is not None and not operation.names:
-            need = "model=m&" if operation.id == "get_effective" else ""
-            taken = [name for name in ("tenant", "key_id", "user_id") if name in operation.query.__struct_fields__]
-            queries = [f"?{need}{name}={{{name}}}" for name in taken]
-        for query in queries:
-            path = operation.path + query
-            for name, value in names.items():
-                path = path.replace(f"{{{name}}}", value)
-            for body in bodies(operation, tenant):
-                yield operation, path, body
+from tests.control.neighbours import move_in, pairs
 
 
 def plain(reply: Reply) -> tuple[int, bytes, list[tuple[str, str]]]:
@@ -75,38 +27,23 @@ def test_the_others_are_as_absent_as_what_never_was(url: str, tmp_path: Path, ki
     async def work() -> None:
         async with admin(tmp_path, url) as api:
             token = (await api.callers())[kind][1]
-            user, token_there = await api.person("tenant_member", "globex")
-            row, _ = await api.key("globex", owner=user.user_id)
-            (session,) = (await api.call("GET", f"/sessions?user_id={user.user_id}", api.root)).said["items"]
-            invite, _ = await api.invite("globex", "tenant_member")
-            real = {
-                "key_id": row.key_id,
-                "user_id": user.user_id,
-                "session_id": session["session_id"],
-                "invite_id": invite.invite_id,
-                "tenant": "globex",
-                "place": "globex",
-            }
+            neighbour = await move_in(api)
             compared = 0
-            for (operation, theirs, one), (_, nobodys, other) in zip(
-                questions(real, "globex"), questions(MISSING, "nowhere"), strict=True
-            ):
-                if (theirs, one) == (nobodys, other):
-                    continue  # nothing in it names anything
+            for operation, theirs, nobodys in pairs(neighbour.names):
                 compared += 1
                 headers = {"if-match": '"abc"'} if operation.match else {}
                 answers = []
-                for path, body in ((theirs, one), (nobodys, other)):
+                for path, body in (theirs, nobodys):
                     answers.append(plain(await api.call(operation.method, path, token, body, headers=headers)))
-                assert answers[0] == answers[1], (operation.id, theirs, one)
+                assert answers[0] == answers[1], (operation.id, theirs)
                 assert answers[0][0] in (200, 403, 404), (operation.id, theirs, answers[0])
                 if answers[0][0] == 200:
                     assert b"globex" not in answers[0][1]
-                    assert row.key_id.encode() not in answers[0][1]
+                    assert neighbour.key_id.encode() not in answers[0][1]
             assert compared > 25
             # And none of it was changed.
-            assert (await api.call("GET", "/me", token_there)).status == 200
-            found = await api.store.key_by_id(row.key_id)
+            assert (await api.call("GET", "/me", neighbour.token)).status == 200
+            found = await api.store.key_by_id(neighbour.key_id)
             assert found is not None
             assert found.revoked_us is None
 

@@ -24,7 +24,7 @@ from proxy.identity.keys import new_secret
 from proxy.store.store import KeyRow, Store
 from proxy.verbs.keys import new_row
 from tests.control.admin import admin
-from tests.control.test_apart import MISSING, questions
+from tests.control.neighbours import MISSING, move_in, pairs
 from tests.journey.calling import Client, chat, once
 from tests.journey.inside import inside
 
@@ -62,28 +62,13 @@ def test_the_database_does_the_same_for_anothers_as_for_nobodys(url: str, tmp_pa
     async def work() -> None:
         async with admin(tmp_path, url) as api:
             token = (await api.callers())[kind][1]
-            user, _ = await api.person("tenant_member", "globex")
-            row, _ = await api.key("globex", owner=user.user_id)
-            (session,) = (await api.call("GET", f"/sessions?user_id={user.user_id}", api.root)).said["items"]
-            invite, _ = await api.invite("globex", "tenant_member")
-            real = {
-                "key_id": row.key_id,
-                "user_id": user.user_id,
-                "session_id": session["session_id"],
-                "invite_id": invite.invite_id,
-                "tenant": "globex",
-                "place": "globex",
-            }
+            neighbour = await move_in(api)
             asked = set()
             different = []
-            for (operation, theirs, body), (_, nobodys, other) in zip(
-                questions(real, "globex"), questions(MISSING, "nowhere"), strict=True
-            ):
-                if (theirs, body) == (nobodys, other):
-                    continue  # nothing in it names anything
+            for operation, theirs, nobodys in pairs(neighbour.names):
                 headers = {"if-match": '"abc"'} if operation.match else {}
                 done = []
-                for path, said in ((theirs, body), (nobodys, other)):
+                for path, said in (theirs, nobodys):
                     with watched() as statements:
                         await api.call(operation.method, path, token, said, headers=headers)
                     assert statements, "who calls is looked up in any case"
