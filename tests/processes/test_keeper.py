@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from proxy.store.store import Store, migrate
 from proxy.telemetry.families import FAMILIES
 from tests.processes.conftest import HERE, ROOT, alive, eventually
 from tests.servers import RedisServer
+from tests.world.gateway import free_port
 
 WEIR = """
 listen: {{host: 127.0.0.1, port: 0}}
@@ -56,12 +56,6 @@ PLANS = "plans: {team: {}}\n"
 TENANT = "name: demo\nplan: team\n"
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 class House:
     """A configuration and data directory with a migrated database; every process started here is gone at the end."""
 
@@ -69,7 +63,7 @@ class House:
         self.config = path / "config"
         self.data = path / "data"
         self.log = path / "log"
-        self.port = _free_port()
+        self.port = free_port()
         (self.config / "tenants").mkdir(parents=True)
         self.data.mkdir()
         self.configure()

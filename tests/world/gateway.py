@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -12,6 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,18 +22,30 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60  # generous: a loaded machine starts Python slowly
 STOP_SECONDS = 60
-PORTS = 12_000  # from which free ones are drawn
+PORTS = 12_000  # so many are handed out before the first comes again
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, below those that the kernel gives by itself: no connection takes it."""
+    """A port that nobody listens on, below those that the kernel gives by itself: no connection takes it.
+
+    One counter for every test process of this machine hands them out in turn: two that are drawn by chance are
+    sometimes the same.
+    """
     given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for _ in range(100):
-        port = given - 1 - secrets.randbelow(PORTS) if given > PORTS + 1024 else 0
-        with contextlib.suppress(OSError), socket.socket() as endpoint:
-            endpoint.bind(("127.0.0.1", port))
-            return int(endpoint.getsockname()[1])
-    raise AssertionError(f"no free port below {given}")
+    first = given - PORTS
+    assert first > 1024, f"no room for {PORTS} ports between 1024 and {given}"
+    with open(Path(tempfile.gettempdir()) / f"weir-test-ports-{os.getuid()}", "a+b") as counter:
+        fcntl.flock(counter, fcntl.LOCK_EX)  # held until the file is closed
+        counter.seek(0)
+        last = int(counter.read() or secrets.randbelow(PORTS))
+        for step in range(1, PORTS + 1):
+            turn = (last + step) % PORTS
+            with contextlib.suppress(OSError), socket.socket() as endpoint:
+                endpoint.bind(("127.0.0.1", first + turn))
+                counter.truncate(0)
+                counter.write(str(turn).encode())
+                return first + turn
+    raise AssertionError(f"no free port between {first} and {given}")
 
 
 def wait_for(what: str, happened: Callable[[], Any], seconds: float = START_SECONDS) -> Any:
