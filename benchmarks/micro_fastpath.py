@@ -21,7 +21,9 @@ from proxy._fastpath import (
     RATE_REQUESTS,
     RATE_TOKENS,
     Arena,
+    Cells,
     Limits,
+    Tally,
     key_digest,
     key_well_formed,
     now_ns,
@@ -170,3 +172,24 @@ def test_find_known_limits(benchmark: Any, arena: Arena) -> None:
 def test_board_word(benchmark: Any, arena: Arena) -> None:
     """One generation word, as read once a request."""
     per_call(benchmark, lambda: arena.word(0))
+
+
+def test_all_counters_at_once(benchmark: Any) -> None:
+    """The twelve counters and two histograms of one call."""
+    words = memoryview(bytearray(100 * 8)).cast("Q")
+    cells = Cells(words, tuple(range(1000, 15_000, 1000)))
+    tally = Tally(tuple(range(1, 13)), (20, 40))
+    per_call(benchmark, lambda: cells.add(tally, 1, 1, 1, 600, 1, 190, 0, 10, 0, 0, 34_500, 0, 2000, 1500))
+    assert words[12] == 0 < words[1]
+
+
+def test_all_counters_one_by_one(benchmark: Any) -> None:
+    """The rival: the same counters, without the histograms, in Python."""
+    words = memoryview(bytearray(100 * 8)).cast("Q")
+
+    def add() -> None:
+        for place, amount in enumerate((1, 1, 1, 600, 1, 190, 0, 10, 0, 0, 34_500, 0), 1):
+            words[place] += amount
+
+    per_call(benchmark, add)
+    assert words[12] == 0 < words[1]

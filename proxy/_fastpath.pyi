@@ -168,3 +168,28 @@ class TextStream:
     @property
     def pending(self) -> int:
         """Bytes that may still become other tokens."""
+
+class Tally:
+    """Where one kind of event is counted: the first cells of up to 16 counters and up to 4 histograms, found once.
+
+    A place below 0 stands for a series that this kind does not have: its amount is let go.
+    """
+
+    def __init__(self, counters: tuple[int, ...], histograms: tuple[int, ...]) -> None: ...
+
+class Cells:
+    """One column of the metrics file, for adding to several series at once.
+
+    cells: a writable buffer of unsigned 64-bit words, which stays exported until `close`. bounds: of the histograms'
+    buckets, ascending; one more bucket and the sum follow those that have a bound.
+    """
+
+    def __init__(self, cells: memoryview, bounds: tuple[int, ...]) -> None: ...
+    def add(self, tally: Tally, *amounts: int) -> None:
+        """Adds each amount to its place, those of the counters first. Sums wrap at 2**64.
+
+        A histogram counts an amount in its bucket, and does not count one below 0; at place 0 it is one counter of
+        events. Raises ValueError for another number of amounts than of places and once closed, OverflowError for an
+        amount of 2**63 or more.
+        """
+    def close(self) -> None: ...

@@ -1,6 +1,7 @@
 """Per-request judgement in C: key digest, limit cells, the board, tokens. The contract is `_fastpath.pyi`."""
 
 cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -702,3 +703,4 @@ cdef int fill_key(weir_entry* entry, const weir_blake2b* hash_state, bytes scope
 cdef size_t TEXT_BYTES_INLINE = bounds.TEXT_BYTES_INLINE
 
 include "_counter.pxi"
+include "_tally.pxi"

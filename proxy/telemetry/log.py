@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
@@ -23,7 +23,9 @@ from msgspec import Struct
 from proxy import bounds, clock
 from proxy.call import UsageEvent
 from proxy.identity.tenancy import TENANT
-from proxy.telemetry.metrics import Counters
+
+if TYPE_CHECKING:
+    from proxy.telemetry.metrics import Counters
 
 Mode = Literal["json", "summary", "off"]
 

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from proxy import bounds, clock
+from proxy._fastpath import Cells
 from proxy.telemetry.families import BUCKETS_US, FAMILIES, HISTOGRAM_CELLS, OTHER, OVERFLOW
 
 KEEPER_COLUMN = bounds.COLUMNS  # the columns below it are the workers'
@@ -73,6 +74,9 @@ class Counters:
         self.column = column
         #: this process's own cells: `cells[index] += 1` is the whole cost of counting
         self.cells = self._columns[at : at + bounds.METRIC_CELLS_MAX]
+        self._many = Cells(self.cells, BUCKETS_US)
+        #: `add_all(tally, *amounts)`: what one event adds to several series at once
+        self.add_all = self._many.add
         self._series: dict[tuple[str, ...], Series] = {}
         self._known: dict[str, set[str]] = {label: set() for label in _BOUNDED}
         self._read_bytes = 0
@@ -125,6 +129,7 @@ class Counters:
     def close(self) -> None:
         """Unmaps the file. What was counted stays."""
         self._cache.clear()
+        self._many.close()
         self.cells.release()
         self._columns.release()
         self._words.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from proxy import bounds
+from proxy._fastpath import Cells, Tally
 from proxy.telemetry.families import BUCKETS_US, FAMILIES, HISTOGRAM_CELLS, OTHER, OVERFLOW
 from proxy.telemetry.metrics import KEEPER_COLUMN, OVERFLOW_INDEX, Counters
+
+SEED = int(os.environ.get("WEIR_TEST_SEED", "0")) or random.randrange(1, 2**32)
 
 
 @pytest.fixture
@@ -64,6 +68,49 @@ def test_histogram_buckets_at_their_edges(path: Path, opened: list[Counters]) ->
     assert counts[-1] == sum(values)
     # The next series begins behind the histogram's cells.
     assert counters.series("weir_tenant_requests_total", "acme") == index + HISTOGRAM_CELLS
+
+
+def test_all_at_once_is_what_one_by_one_is(path: Path, opened: list[Counters]) -> None:
+    """Adding to many series in one call leaves the same cells as adding to each, series that are not there included."""
+    print(f"WEIR_TEST_SEED={SEED}")
+    chance = random.Random(SEED)
+    at_once, one_by_one = _open(opened, path, 0), _open(opened, path, 1)
+    counters = [at_once.series("weir_requests_total", "chat", str(number), "complete") for number in range(10)]
+    histograms = [at_once.series("weir_request_seconds", "up", f"m{number}") for number in range(3)]
+    edges = [edge + by for edge in BUCKETS_US for by in (-1, 0, 1)]
+    for _ in range(500):
+        counted = chance.choices([*counters, OVERFLOW_INDEX, -1], k=chance.randrange(17))
+        timed = chance.choices([*histograms, OVERFLOW_INDEX, -1], k=chance.randrange(5))
+        amounts = [chance.choice((0, 1, chance.randrange(1 << 40))) for _ in counted]
+        times = [chance.choice((-1, 0, chance.choice(edges), chance.randrange(1 << 40))) for _ in timed]
+        at_once.add_all(Tally(tuple(counted), tuple(timed)), *amounts, *times)
+        for index, amount in zip(counted, amounts, strict=True):
+            if index >= 0:
+                one_by_one.add(index, amount)
+        for index, time_us in zip(timed, times, strict=True):
+            if index >= 0 and time_us >= 0:
+                one_by_one.observe(index, time_us)
+    assert at_once.cells.tolist() == one_by_one.cells.tolist()
+    assert sum(at_once.cells) > 0
+
+
+def test_all_at_once_never_writes_beside_its_cells() -> None:
+    """Places outside the column are let go, sums wrap, and wrong amounts or a closed column are refused."""
+    words = memoryview(bytearray(10 * 8)).cast("Q")
+    cells = Cells(words[1:9], (10, 20))
+    words[1] = 2**64 - 1
+    cells.add(Tally((0, 8, 1 << 60, -1), (4, 5, 8, -5)), 2, 3, 3, 3, 20, 1, 1, 1)
+    assert words.tolist() == [0, 1, 0, 0, 0, 0, 1, 0, 20, 0]
+    with pytest.raises(ValueError, match="3 amounts for 1 counters and 1 histograms"):
+        cells.add(Tally((0,), (1,)), 1, 2, 3)
+    with pytest.raises(OverflowError):
+        cells.add(Tally((0,), ()), 2**63)
+    with pytest.raises(ValueError, match="at most 16 counters"):
+        Tally((1,) * 17, ())
+    cells.close()
+    with pytest.raises(ValueError, match="closed"):
+        cells.add(Tally((0,), ()), 1)
+    assert words.tolist() == [0, 1, 0, 0, 0, 0, 1, 0, 20, 0]
 
 
 @pytest.mark.parametrize(
