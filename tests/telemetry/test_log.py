@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -161,6 +162,25 @@ def test_lines_of_several_writers_never_mix(pipe: tuple[int, int]) -> None:
     decoded = [msgspec.json.decode(line) for line in bytes(out).rstrip(b"\0").splitlines()]
     assert len(decoded) == 2 * 300 * 20
     assert {line["epoch"] for line in decoded} == {"01" * 16, "02" * 16}
+
+
+@pytest.mark.parametrize("long_ones", [(3,), (0, 1), (29,), range(30), ()])
+def test_a_block_is_whole_lines(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, long_ones: Sequence[int]
+) -> None:
+    """A write ends where a line ends and is no longer than a pipe takes at once, but for a line that is longer."""
+    lines = Lines("json", fd=pipe[1])
+    written: list[bytes] = []
+    monkeypatch.setattr(lines._sink, "write", lambda block: written.append(block) or True)
+    for number in range(30):
+        model = "m" * 5000 if number in long_ones else "m"
+        lines.refused(msgspec.structs.replace(REFUSED, model=model, request_id=str(number)))
+    lines.close()
+    assert [json.loads(line)["request_id"] for line in b"".join(written).splitlines()] == [str(n) for n in range(30)]
+    for block in written:
+        assert block.endswith(b"\n")
+        assert len(block) <= select.PIPE_BUF or block.count(b"\n") == 1
+    assert len(written) <= 2 * len(long_ones) + 2
 
 
 def test_facts_of_a_process(pipe: tuple[int, int]) -> None:
