@@ -28,6 +28,7 @@ from proxy.telemetry.calls import CallMetrics
 from proxy.telemetry.log import Lines, Refused
 from proxy.tokens.tokenizer import Tokenizer, Tokenizers
 from proxy.upstreams.pool import Pool
+from proxy.upstreams.target import Target, target_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class House:
         policy: Policy,
         keys: Keys,
         epoch: Epoch,
-        make_pool: Callable[[Upstream], Pool],
+        make_pool: Callable[[Upstream, Target], Pool],
         metrics: CallMetrics,
         lines: Lines,
         *,
@@ -78,19 +79,22 @@ class House:
     def adopt(self, policy: Policy) -> None:
         """Takes a new policy for the calls to come. Pools of upstreams that did not change keep their connections.
 
-        Calls in flight keep the pool they were given; it closes its connections as they come back.
+        Calls in flight keep the pool they were given; it closes its connections as they come back. Raises SecretMissing
+        or ValueError for an upstream that cannot be used; then nothing has changed.
         """
         pools: dict[str, tuple[Upstream, Pool]] = {}
         for name, upstream in policy.upstreams.items():
+            # The reference to a credential may be the same, and what it names another one.
+            target = target_of(upstream)
             known = self._pools.get(name)
-            if known is not None and known[0] == upstream:
+            if known is not None and known[0] == upstream and known[1].target.same_as(target):
                 pools[name] = known
             else:
-                pools[name] = (upstream, self._make_pool(upstream))
-                self._counted.pop(name, None)
+                pools[name] = (upstream, self._make_pool(upstream, target))
         for name, (_, pool) in self._pools.items():
             if name not in pools or pools[name][1] is not pool:
                 pool.retire()
+                self._counted.pop(name, None)
         self._pools = pools
         if self.tokens is not None:
             self.tokens.adopt(policy.issuers)

@@ -22,7 +22,6 @@ from proxy.identity.keys import Keys
 from proxy.identity.tokens import Tokens
 from proxy.journal import Epoch
 from proxy.journey import serve
-from proxy.policy import secrets
 from proxy.policy.snapshot import Policy, Upstream
 from proxy.settings import Settings
 from proxy.store.store import Store
@@ -118,11 +117,10 @@ def read_policy(data_dir: Path) -> Policy:
         raise CannotStart(f"{data_dir}/policy.snapshot is missing: the keeper writes it; is it running?") from None
 
 
-def make_pool(upstream: Upstream) -> Pool:
-    """The connections to one upstream, its credential read now and kept nowhere else."""
-    key = None if upstream.key is None else secrets.resolve(upstream.key) or None
+def make_pool(upstream: Upstream, target: Target) -> Pool:
+    """The connections to one upstream."""
     return Pool(
-        Target(upstream.url, None if key is None else key.decode("latin-1")),
+        target,
         max_connections=upstream.max_connections,
         max_waiting=upstream.max_waiting,
         connect_ms=int(upstream.connect_seconds * 1000),

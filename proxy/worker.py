@@ -93,6 +93,7 @@ class Worker:
     async def _beat(self) -> None:
         """Says that this worker lives and what it is at, and takes a new policy when there is one."""
         arena = self._house.arena
+        refused = 0  # the generation that could not be taken: said once, and not with each heartbeat
         while True:
             self._say(board.HEARTBEAT_NS, now_ns())
             self._say(board.OPEN_SLOTS, self._house.epoch.writer.open_slots)
@@ -106,8 +107,10 @@ class Worker:
                 try:
                     self._house.adopt(self._read_policy())
                 except Exception:
-                    # The keeper wrote it and it compiled; whatever is wrong, the policy in use stays in use.
-                    log.exception("the new policy could not be taken; the old one stays")
+                    # The keeper judged it before; whatever has gone wrong since, the policy in use stays in use.
+                    if generation != refused:
+                        log.exception("the new policy could not be taken; the old one stays, and it is tried again")
+                    refused = generation
                 else:
                     self._say(board.COLUMN_POLICY_GENERATION, generation)
                     await self._house.running.adopt(self._house.policy)

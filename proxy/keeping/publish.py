@@ -47,7 +47,7 @@ class Publisher:
     def reload(self) -> bool:
         """Compiles and publishes. False for a bad configuration: every problem is logged, the old snapshot stays."""
         try:
-            policy = compile_policy(self._config_dir)
+            policy = compile_policy(self._config_dir, serving=True)
         except PolicyErrors as errors:
             for problem in errors.problems:
                 self._log.error("policy problem", problem=str(problem))

@@ -24,21 +24,29 @@ class Examined(NamedTuple):
     warnings: tuple[Problem, ...]
 
 
-def compile_policy(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = None) -> Policy:
-    """The policy of a configuration directory. Raises PolicyErrors with every problem of every file."""
-    examined = examine(config_dir, env)
+def compile_policy(
+    config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = None, *, serving: bool = False
+) -> Policy:
+    """The policy of a configuration directory; see `examine`. Raises PolicyErrors with every problem of every file."""
+    examined = examine(config_dir, env, serving=serving)
     if examined.policy is None:
         raise PolicyErrors(examined.problems)
     return examined.policy
 
 
-def examine(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = None) -> Examined:
-    """The policy with all that can be said about it; `env` stands in for the environment. Raises nothing."""
+def examine(
+    config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = None, *, serving: bool = False
+) -> Examined:
+    """The policy with all that can be said about it; `env` stands in for the environment. Raises nothing.
+
+    serving: this process, or one that it starts, will serve by it. A secret that cannot be read is a problem then, and
+    a warning elsewhere: a review need not have the secrets.
+    """
     environment = os.environ if env is None else env
     problems: list[Problem] = []
     warnings: list[Problem] = []
     files = read_all(config_dir, environment, problems)
-    judge = Judge(files, environment, problems, warnings)
+    judge = Judge(files, environment, problems, warnings, serving=serving)
     judge.process()
     judge.policy()
     judge_issuers(files, problems)

@@ -6,8 +6,10 @@ whose entry is wrong in shape counts as known here, so that one mistake is one m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 from proxy.bounds import PRICE_DOLLARS_MAX, RECORD_BYTES_MAX
 from proxy.policy import schema, secrets
 from proxy.policy.load import Document, Files, T
+from proxy.policy.meaning_certificates import certificate_complaint, judge_listener
 from proxy.policy.meaning_tokenizers import judge_tokenizers
 from proxy.policy.problems import Path as Where
 from proxy.policy.problems import Problem, guess, instead
@@ -33,6 +36,7 @@ _UPSTREAM_HEADERS = frozenset(
         *("user-agent", "x-request-id"),
     }
 )
+_CREDENTIAL = re.compile(rb"[!-~]+")  # what can follow `Bearer ` in a header
 _BURST_OF = {"requests_burst": "requests_per_minute", "tokens_burst": "tokens_per_minute"}
 
 
@@ -47,9 +51,19 @@ class Ceiling(NamedTuple):
 class Judge:
     """Collects what it finds in `problems` and `warnings`."""
 
-    def __init__(self, files: Files, env: Mapping[str, str], problems: list[Problem], warnings: list[Problem]) -> None:
+    def __init__(
+        self,
+        files: Files,
+        env: Mapping[str, str],
+        problems: list[Problem],
+        warnings: list[Problem],
+        *,
+        serving: bool = False,
+    ) -> None:
+        """serving: the policy is about to be used here, so a secret that cannot be read is a problem."""
         self.files = files
         self._env = env
+        self._serving = serving
         self._problems = problems
         self._warnings = warnings
 
@@ -82,10 +96,7 @@ class Judge:
             if value.control.port and control == (other.host, other.port):
                 self._wrong(weir, f"the same address as {place} at {weir.source(place)}; take another port", "control")
         for tls, place in ((value.listen.tls, "listen"), (value.control.tls, "control")):
-            for name in () if tls is None else ("certificate", "key"):
-                path = self.files.base / getattr(tls, name)
-                if not path.is_file():
-                    self._wrong(weir, f"no file {path}", place, "tls", name)
+            judge_listener(tls, self.files.base, partial(self._wrong, weir), place, "tls")
         for index, text in enumerate(value.listen.trusted_proxies):
             try:
                 everybody = ip_network(text).prefixlen == 0
@@ -107,11 +118,20 @@ class Judge:
         if value.pepper is not None:
             self._readable(weir, value.pepper, "pepper")
 
-    def _readable(self, document: Document[schema.WeirFile], reference: str, *path: str) -> None:
+    def _readable(self, document: Document[schema.WeirFile], reference: str, *path: str) -> bytes | None:
+        """The secret; None, and a sentence, when it cannot be read."""
         try:
-            secrets.resolve(reference, self._env)
+            return secrets.resolve(reference, self._env)
         except secrets.SecretMissing as error:
-            self._doubtful(document, f"{error}; the processes that use it will refuse to start", *path)
+            self._unreadable(document, str(error), *path)
+            return None
+
+    def _unreadable(self, document: Document[schema.WeirFile], sentence: str, *path: str) -> None:
+        """Where nothing is served, as in a review, a secret may well be absent."""
+        if self._serving:
+            self._wrong(document, sentence, *path)
+        else:
+            self._doubtful(document, f"{sentence}; the processes that use it will refuse to start", *path)
 
     # --- weir.yaml: upstreams and models ---
 
@@ -133,10 +153,12 @@ class Judge:
             if upstream.ca_bundle is not None:
                 if upstream.url.startswith("http:"):
                     self._wrong(weir, "has no effect on an http URL; write https, or remove it", *at, "ca_bundle")
-                elif not (self.files.base / upstream.ca_bundle).is_file():
-                    self._wrong(weir, f"no file {self.files.base / upstream.ca_bundle}", *at, "ca_bundle")
+                elif (complaint := certificate_complaint(self.files.base / upstream.ca_bundle)) is not None:
+                    self._wrong(weir, complaint, *at, "ca_bundle")
             if upstream.key is not None:
-                self._readable(weir, upstream.key, *at, "key")
+                key = self._readable(weir, upstream.key, *at, "key")
+                if key and not _CREDENTIAL.fullmatch(key):
+                    self._unreadable(weir, f"{upstream.key} holds a space or a character beyond ASCII", *at, "key")
             header = upstream.tenant_header
             if header is not None and header.lower() in _UPSTREAM_HEADERS:
                 self._wrong(weir, f"{header} has a meaning of its own; name another header", *at, "tenant_header")

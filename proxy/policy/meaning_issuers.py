@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from proxy import bounds
 from proxy.policy.issuing import Access, Issuer
 from proxy.policy.load import Files
+from proxy.policy.meaning_certificates import Wrong, certificate_complaint
 from proxy.policy.problems import Problem, instead
 from proxy.policy.schema import EVERY
-
-
-class Wrong(Protocol):
-    """Takes a sentence and the path that it is about."""
-
-    def __call__(self, sentence: str, *path: str | int) -> None: ...
-
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -91,8 +84,10 @@ def _sources(files: Files, issuer: Issuer, at: tuple[str, ...], wrong: Wrong) ->
         complaint = address_complaint(issuer.keys, http_loopback=issuer.http_loopback)
         if complaint is not None:
             wrong(complaint, *at, "keys")
-    if issuer.ca_bundle is not None and not (files.base / issuer.ca_bundle).is_file():
-        wrong(f"no file {files.base / issuer.ca_bundle}", *at, "ca_bundle")
+    if issuer.ca_bundle is not None:
+        complaint = certificate_complaint(files.base / issuer.ca_bundle)
+        if complaint is not None:
+            wrong(complaint, *at, "ca_bundle")
 
 
 def _models(files: Files, access: Access, at: tuple[str, ...], wrong: Wrong) -> None:

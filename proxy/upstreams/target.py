@@ -6,9 +6,12 @@ import re
 from urllib.parse import urlsplit
 
 from proxy import __version__
+from proxy.policy import secrets
+from proxy.policy.snapshot import Upstream
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?\.?|\[[0-9A-Fa-f:.]+\]")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
+_IDENTITY = ("tls", "host", "port", "base", "_credential")
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
@@ -38,6 +41,10 @@ class Target:
     def __repr__(self) -> str:
         return f"Target({'https' if self.tls else 'http'}://{self.host_header}{self.base})"
 
+    def same_as(self, other: Target) -> bool:
+        """Whether both send the same to the same place: not so when the credential has been rotated."""
+        return all(getattr(self, name) == getattr(other, name) for name in _IDENTITY)
+
     def head(self, path: str) -> bytes:
         """The fixed part of a POST's head to `path`, which stands below the base, such as `/chat/completions`."""
         head = self._heads.get(path)
@@ -66,6 +73,12 @@ class Target:
                 body,
             )
         )
+
+
+def target_of(upstream: Upstream) -> Target:
+    """Where an upstream of the policy is, with its credential as it stands now. Raises SecretMissing or ValueError."""
+    key = None if upstream.key is None else secrets.resolve(upstream.key) or None
+    return Target(upstream.url, None if key is None else key.decode("latin-1"))
 
 
 def _split(url: str) -> tuple[str, str, int, str]:

@@ -40,8 +40,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def judged(config: Path, verb: str) -> tuple[Settings, Policy] | None:
-    """Settings and policy, or None after every problem has been printed."""
-    examined = examine(config)
+    """Settings and policy, or None after every problem has been printed.
+
+    Secrets are the concern of the processes that serve: `weir reload` may well run without them.
+    """
+    examined = examine(config, serving=verb != "reload")
     for warning in examined.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for problem in examined.problems:

@@ -220,6 +220,57 @@ def test_a_bad_file_changes_nothing(weir: Gateway, name: str, damage: Callable[[
     assert asyncio.run(_statuses(weir)) == {200}
 
 
+def test_an_unreadable_credential_changes_nothing(weir: Gateway) -> None:
+    """A policy whose upstream key is not there is refused as a whole: workers and their replacements serve on."""
+    process = settings.load(weir.config)
+    document = json.loads((weir.config / "weir.yaml").read_text())
+    document["upstreams"]["mock"]["key"] = f"file:{weir.config}/nowhere.key"
+    put(weir, {"weir.yaml": json.dumps(document).encode()})
+    before = failures(weir)
+    assert "the old policy stays" in reload(process)
+    wait_for("the counter to rise", lambda: failures(weir) == before + 1)
+    assert f"upstreams.mock.key: file:{weir.config}/nowhere.key cannot be read" in weir.stderr()
+    victim = sorted(weir.processes("worker"))[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_for("a replacement", lambda: len(set(weir.processes("worker")) - {victim}) == 3 and weir.ready())
+    assert asyncio.run(_statuses(weir)) == {200}
+
+
+def test_a_rotated_credential_is_taken_by_a_reload(trio: House, weir: Gateway) -> None:
+    """The file of an upstream's key holds another one: after `weir reload` no call goes out by the old one."""
+
+    def sent() -> set[str]:
+        marks = [f"rotate-{number}-{len(trio.upstream.events())}" for number in range(12)]
+        asyncio.run(_ask_with(weir, marks))
+        kept = [event for event in trio.upstream.events() if event["event"] == "request" and event["id"] in marks]
+        assert len(kept) == len(marks)
+        return {value for event in kept for name, value in event["headers"] if name.lower() == "authorization"}
+
+    path = weir.config / "upstream.key"
+    old = path.read_text()
+    process = settings.load(weir.config)
+    assert sent() == {f"Bearer {old.strip()}"}
+    try:
+        path.write_text("sk-rotated\n")
+        assert reload(process) == ""
+        assert sent() == {"Bearer sk-rotated"}
+    finally:
+        path.write_text(old)
+        assert reload(process) == ""
+    assert sent() == {f"Bearer {old.strip()}"}
+
+
+async def _ask_with(weir: Gateway, request_ids: list[str]) -> None:
+    async def one(request_id: str) -> None:
+        async with Client(weir) as client:
+            await client.send(chat({"tokens": 1, "keep": True}), x_request_id=request_id)
+            status, headers = await client.head()
+            await client.rest(headers)
+            assert status == 200
+
+    await asyncio.gather(*(one(request_id) for request_id in request_ids))
+
+
 async def _statuses(weir: Gateway) -> set[int]:
     answers = await asyncio.gather(*(once(weir, chat({"tokens": 1})) for _ in range(15)))
     return {answer.status for answer in answers}

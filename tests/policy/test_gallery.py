@@ -70,6 +70,55 @@ def test_problems_of_the_process_part_are_those_of_settings(tmp_path: Path, monk
     assert seen >= 4
 
 
+LISTEN = "listen: {tls: {certificate: tls/%s, key: tls/%s}}\n"
+BUNDLE = "upstreams: {main: {url: https://a/v1, ca_bundle: tls/%s}}\nmodels: {m: {upstream: main, unpriced: true}}\n"
+NO_CERTIFICATE = "holds no certificate in PEM"
+NOT_ITS_KEY = "is not that certificate's private key in PEM, without a password"
+
+
+@pytest.mark.parametrize(
+    ("written", "where", "file", "sentence"),
+    [
+        (LISTEN % ("broken.pem", "key.pem"), "listen.tls.certificate", "broken.pem", NO_CERTIFICATE),
+        (LISTEN % ("key.pem", "key.pem"), "listen.tls.certificate", "key.pem", NO_CERTIFICATE),
+        (LISTEN % ("cert.pem", "other.pem"), "listen.tls.key", "other.pem", NOT_ITS_KEY),
+        (LISTEN % ("cert.pem", "cert.pem"), "listen.tls.key", "cert.pem", NOT_ITS_KEY),
+        (BUNDLE % "broken.pem", "upstreams.main.ca_bundle", "broken.pem", NO_CERTIFICATE),
+    ],
+)
+def test_certificates_are_read(tmp_path: Path, written: str, where: str, file: str, sentence: str) -> None:
+    """Should find a file that TLS could not be done with before a worker needs it."""
+    config = lay_out(BASE, tmp_path)
+    base = "" if "upstreams" in written else (config / "weir.yaml").read_text()
+    (config / "weir.yaml").write_text(written + base)
+    problems = [str(problem) for problem in examine(config, {}).problems if problem.path == where]
+    assert problems == [f"{config}/weir.yaml:1: {where}: {tmp_path}/tls/{file} {sentence}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("", "${KEY} is not set in the environment"),
+        ("two words", "${KEY} holds a space or a character beyond ASCII"),
+        ("clé", "${KEY} holds a space or a character beyond ASCII"),
+        ("a\nb", "${KEY} holds a control character or more than one line"),
+    ],
+)
+def test_who_serves_needs_the_secrets(tmp_path: Path, key: str, sentence: str) -> None:
+    """Should warn of a credential that cannot be sent, and refuse to serve without it."""
+    config = lay_out(BASE, tmp_path)
+    text = (config / "weir.yaml").read_text()
+    (config / "weir.yaml").write_text(text.replace("  main:\n", "  main:\n    key: ${KEY}\n", 1))
+    where = f"{config}/weir.yaml:3: upstreams.main.key: {sentence}"
+    reviewed = examine(config, {"KEY": key})
+    assert reviewed.policy is not None
+    assert [str(warning) for warning in reviewed.warnings] == [
+        f"{where}; the processes that use it will refuse to start"
+    ]
+    serving = examine(config, {"KEY": key}, serving=True)
+    assert (serving.policy, [str(problem) for problem in serving.problems]) == (None, [where])
+
+
 def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should say which file is not there, and take an absent price list for an empty one."""
     monkeypatch.chdir(tmp_path)
