@@ -341,7 +341,8 @@ def prune(path: Path, persisted_seq: int) -> int:
     if ended and persisted_seq >= span(segments, info.epoch)[1]:
         gone = path.with_name(_GONE + path.name)
         os.rename(path, gone)
-        shutil.rmtree(gone)
+        # Whoever scans in this moment sweeps it too, and what none of us can remove the next scan finds again.
+        shutil.rmtree(gone, ignore_errors=True)
         return info.bytes
     freed = 0
     for number, segment in enumerate(segments[:-1]):

@@ -328,9 +328,29 @@ def test_pruning_keeps_what_is_needed(make_epoch: MakeEpoch, directory: Path, ke
     assert journal.prune(epoch.path, 62) == 0
 
 
+def test_a_scan_beside_a_pruner_disturbs_nobody(
+    make_epoch: MakeEpoch, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that comes to life sweeps what the keeper is just removing: no error, and the directory is gone."""
+    epoch = make_epoch()
+    epoch.close(opened(epoch), b"E")
+    epoch.finish()
+    rename = os.rename
+
+    def overtaken(old: Path, new: Path) -> None:
+        rename(old, new)
+        assert journal.live_and_dead(directory) == []
+        assert not new.exists()
+
+    monkeypatch.setattr(os, "rename", overtaken)
+    assert journal.prune(epoch.path, 2) > 0
+    assert list(directory.iterdir()) == []
+
+
 def test_the_scan_sweeps_what_killed_processes_left(make_epoch: MakeEpoch, directory: Path) -> None:
     """Half-made and half-removed epochs go; a file that is no epoch does not disturb."""
     epoch = make_epoch()
+    one_round(epoch)  # it has its spares: a scan leaves everything alone while somebody allocates
     for name in (".new-" + "ab" * 16, ".gone-" + "cd" * 16):
         (directory / name).mkdir()
         (directory / name / "slots").write_bytes(b"")

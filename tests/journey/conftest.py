@@ -18,7 +18,7 @@ import tokenizers.trainers
 from tests.world.gateway import Gateway, wait_for
 from tests.world.process import UpstreamProcess
 
-RATED = {"requests_per_minute": 6000, "requests_burst": 200}  # empty within a second, and full again in two
+RATED = {"requests_per_minute": 6000, "requests_burst": 1000}  # full again in ten seconds of nobody asking
 
 
 JOURNAL_FILES_MORE = 4
@@ -46,7 +46,7 @@ class House:
         """What the upstream's ledger has of this request: its request events."""
         return [e for e in self.upstream.events() if e["event"] == "request" and e["id"] == request_id]
 
-    def raw(self, data: bytes, *, seconds: float = 10, half_close: bool = False) -> bytes:
+    def raw(self, data: bytes, *, seconds: float = 60, half_close: bool = False) -> bytes:
         """Sends bytes on a connection of their own and returns everything until the other side closes or is silent."""
         with socket.create_connection(("127.0.0.1", self.weir.port), timeout=seconds) as connection:
             connection.sendall(data)
@@ -122,10 +122,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """Weir as `weir proxy` with two workers on SQLite; at the end nothing may be open, held or wrong in the books."""
     directory: Path = tmp_path_factory.mktemp("journey")
     with UpstreamProcess(directory / "ledger.jsonl") as upstream:
-        timeouts = {"connect_seconds": 2, "first_byte_seconds": 2, "idle_seconds": 2, "total_seconds": 5}
+        timeouts = {"connect_seconds": 5, "first_byte_seconds": 5, "idle_seconds": 3, "total_seconds": 6}
         settings = {
-            "upstreams": {"mock": {"timeouts": timeouts}, "nowhere": {"url": "http://127.0.0.1:1/v1"}},
+            "upstreams": {
+                "brief": {"url": upstream.url, "timeouts": timeouts},
+                "nowhere": {"url": "http://127.0.0.1:1/v1"},
+            },
             "models": {
+                "brief": {"upstream": "brief", "unpriced": True},
                 "renamed": {"upstream": "mock", "model": "its-other-name", "unpriced": True},
                 "priced": {"upstream": "mock"},
                 "unreachable": {"upstream": "nowhere", "unpriced": True},
@@ -156,7 +160,6 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     directory: Path = tmp_path_factory.mktemp("trio")
     with UpstreamProcess(directory / "ledger.jsonl") as upstream:
         settings = {
-            "upstreams": {"mock": {"timeouts": {"first_byte_seconds": 10, "idle_seconds": 10, "total_seconds": 30}}},
             "models": {
                 "chat-only": {"upstream": "mock", "endpoints": ["chat.completions"], "unpriced": True},
                 "rated": {"upstream": "mock", "unpriced": True, "limits": RATED},

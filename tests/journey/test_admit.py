@@ -21,6 +21,7 @@ from tests.world.gateway import Gateway, wait_for
 from tests.world.process import UpstreamProcess
 
 CLIENTS = 64
+ADMITTED = 100  # of a burst, for the calls of a rush to be among those that it admits
 ENOUGH = 20  # answers, for a crowd to have shown something
 MINUTE = 60 * 10**9
 
@@ -31,14 +32,23 @@ def new_key(house: House, tenant: str) -> tuple[str, str]:
     return made["key"], made["key_id"]
 
 
+def held_back(admitted: int, refused: int) -> bool:
+    """Whether the limit has been felt: more was let through than stood in the bucket, and much was refused."""
+    return admitted > ADMITTED and refused > CLIENTS
+
+
 async def rush(weir: Gateway, key: str, model: str, seconds: float, name: str) -> tuple[int, int]:
-    """(admitted, refused): 64 clients call as fast as they can."""
+    """(admitted, refused): 64 clients call as fast as they can, and on a slow machine until they are held back."""
     counts = [0, 0]
     until = now_ns() + int(seconds * 1e9)
+    at_last = until + MINUTE
+
+    def on() -> bool:
+        return now_ns() < until or (not held_back(*counts) and now_ns() < at_last)
 
     async def one(number: int) -> None:
         async with Client(weir, key) as client:
-            while now_ns() < until:
+            while on():
                 answer = await client.call(chat({"tokens": 1}, model), x_request_id=f"{name}-{number}")
                 assert answer.status == 200 or answer.code == "rate_limit_exceeded", answer
                 counts[answer.status != 200] += 1
@@ -51,7 +61,7 @@ async def rush(weir: Gateway, key: str, model: str, seconds: float, name: str) -
 def test_a_saturated_limit_admits_burst_and_rate(trio: House, level: str) -> None:
     """64 clients over 3 workers are admitted burst + rate · T times, one more or less, on each level.
 
-    T lies between two instants of the arena's own clock. At the first the test takes half of the burst itself, by the
+    T lies between two instants of the arena's own clock. At the first the test takes most of the burst itself, by the
     cell that the workers use: from then on the bucket is not full, so no time is lost to it. At the last it takes what
     is left. Between them everything that the bucket ever had was taken by somebody, so the sum must come out.
     """
@@ -63,8 +73,8 @@ def test_a_saturated_limit_admits_burst_and_rate(trio: House, level: str) -> Non
     try:
         cell = Limits(arena, [(RATE_REQUESTS, scope.encode(), limit, burst)])
         first = now_ns()
-        taken = sum(cell.acquire(first, 0) == 0 for _ in range(burst // 2))
-        assert taken == burst // 2
+        taken = sum(cell.acquire(first, 0) == 0 for _ in range(burst - ADMITTED))
+        assert taken == burst - ADMITTED
         name = f"rush-{level}"
         admitted, refused = asyncio.run(rush(weir, key, "rated" if level == "model" else "m1", 1.5, name))
         last = now_ns()
@@ -75,8 +85,7 @@ def test_a_saturated_limit_admits_burst_and_rate(trio: House, level: str) -> Non
         arena.close()
     expected = burst + limit * (last - first) / MINUTE
     assert abs(taken + admitted + rest - expected) <= 1, (taken, admitted, rest, expected)
-    assert admitted > burst // 2
-    assert refused > CLIENTS
+    assert held_back(admitted, refused)
 
     def rows() -> set[str]:
         mine = [row["epoch"] for row in weir.rows() if row["request_id"].startswith(name)]
@@ -205,7 +214,7 @@ def test_tokens_are_reserved_and_then_settled(trio: House) -> None:
 
     async def story() -> None:
         async with Client(trio.weir, key) as client:
-            await client.send(chat({"tokens": 3, "delay_ms": 1000}, max_tokens=900, stream=True))
+            await client.send(chat({"tokens": 3, "delay_ms": 2000}, max_tokens=900, stream=True))
             status, headers = await client.head()
             assert (status, int(headers["x-ratelimit-remaining-tokens"]) < 150) == (200, True)
             refused = await once(trio.weir, big, key)
@@ -243,7 +252,7 @@ def test_without_a_slot_nothing_is_admitted(small: House) -> None:
         async with AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(Client(small.weir)) for _ in range(16)]
             for client in clients:
-                await client.send(chat({"tokens": 2, "delay_ms": 2000}, "counted", stream=True))
+                await client.send(chat({"endless": True, "delay_ms": 200}, "counted", stream=True))
             heads = [await client.head() for client in clients]
             assert {status for status, _ in heads} == {200}
             left = min(int(headers["x-ratelimit-remaining-requests"]) for _, headers in heads)
@@ -252,8 +261,8 @@ def test_without_a_slot_nothing_is_admitted(small: House) -> None:
                 assert (refused.status, refused.code) == (503, "journal_full")
                 assert (refused.headers["retry-after"], refused.headers["x-should-retry"]) == ("1", "true")
                 assert refused.headers["x-weir-error"] == "gateway"
-            ends = [await client.rest(headers) for client, (_, headers) in zip(clients, heads, strict=True)]
-            assert all(whole for _, whole in ends)
+        # All sixteen have hung up.
+        await asyncio.to_thread(wait_for, "nothing to be held", lambda: small.weir.held() == (0, 0))
         after = await once(small.weir, chat(model="counted"))
         assert after.status == 200
         assert int(after.headers["x-ratelimit-remaining-requests"]) >= left - 1

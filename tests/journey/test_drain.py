@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import bounds
 from tests.journey.calling import Client, chat, once, request
 from tests.journey.conftest import House
 from tests.world.gateway import Gateway, wait_for
@@ -27,7 +29,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A Weir of two workers that each test finds running, whatever the one before did to it."""
     directory: Path = tmp_path_factory.mktemp("drain")
     with UpstreamProcess(directory / "ledger.jsonl") as upstream:
-        timeouts = {"first_byte_seconds": 3, "idle_seconds": 3, "total_seconds": 3}
+        timeouts = {"connect_seconds": 8, "first_byte_seconds": 8, "idle_seconds": 8, "total_seconds": 8}
         settings = {
             "upstreams": {"brief": {"url": upstream.url, "timeouts": timeouts}},
             "models": {"brief": {"upstream": "brief", "unpriced": True}},
@@ -73,11 +75,17 @@ class Load:
                 self.bad.append(f"stream: {error!r}")
 
     async def keep(self) -> None:
-        """One request after the other on one connection, as long as it is not told to close it."""
+        """One request after the other on one connection, as long as it is not told to close it.
+
+        A draining worker leaves it open for DRAIN_IDLE_SECONDS after an answer, for a request that is on its way. It
+        is no fault of the worker when this process is not let run for so long and asks too late.
+        """
         while not self.stop.is_set():
+            asked = before = time.monotonic()
             try:
                 async with Client(self.weir) as client:
                     while not self.stop.is_set():
+                        before, asked = asked, time.monotonic()
                         answer = await client.call(chat({"tokens": 1}))
                         if answer.status != 200 or not answer.whole:
                             self.bad.append(f"kept: {answer}")
@@ -87,7 +95,8 @@ class Load:
                             break
                         await asyncio.sleep(0.01)
             except (OSError, EOFError) as error:
-                self.bad.append(f"kept: {error!r}")
+                if asked - before < bounds.DRAIN_IDLE_SECONDS / 2:
+                    self.bad.append(f"kept: {error!r}")
 
     async def during(self, restarts: int) -> None:
         """The load while `weir restart` runs so many times."""
@@ -144,7 +153,7 @@ async def ends(clients: list[Client], heads: list[tuple[int, dict[str, str]]]) -
 def refuses(weir: Gateway) -> bool:
     """Whether nobody listens any more."""
     try:
-        socket.create_connection(("127.0.0.1", weir.port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", weir.port), timeout=60).close()
     except ConnectionRefusedError:
         return True
     return False
@@ -177,12 +186,12 @@ def test_sigterm_lets_streams_finish(weir: Gateway, house: House, count: int) ->
             proxy = weir.parts["proxy"]
             proxy.send_signal(signal.SIGTERM)
             await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir))
+            assert proxy.poll() is None
             for client, ask in zip(kept, asks, strict=True):
                 client.writer.write(ask[40:])
                 answer = await client.answer()
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await client.reader.read() == b""
-            assert proxy.poll() is None
             rest = await ends(clients, heads)
             assert sum(whole for _, whole in rest) == count
             assert {payload.count(b"\n\n") for payload, _ in rest} == {21}
@@ -209,7 +218,7 @@ def test_idle_connections_do_not_hold_the_drain(weir: Gateway) -> None:
             weir.parts["proxy"].send_signal(signal.SIGTERM)
             assert all(whole for _, whole in await ends(kept[4:8], heads))
             for client in kept:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     assert await client.reader.read() == b""
 
     asyncio.run(story())
@@ -247,7 +256,7 @@ def test_killed_while_draining(weir: Gateway, house: House, victim: str) -> None
 
     async def story() -> dict[str, Seen]:
         async with AsyncExitStack() as stack:
-            clients = await opened(weir, stack, 40, {"tokens": 30, "delay_ms": 50}, name)
+            clients = await opened(weir, stack, 40, {"endless": True, "delay_ms": 50}, name)
             heads = [await client.head() for client in clients]
             weir.parts["proxy"].send_signal(signal.SIGTERM)
             await asyncio.to_thread(wait_for, "the listener to close", lambda: refuses(weir))

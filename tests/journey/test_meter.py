@@ -31,7 +31,7 @@ class Disk:
 
     def __call__(self, fd: int) -> None:
         self.asked.set()
-        assert self.free.wait(30)
+        assert self.free.wait(100)
         os.fdatasync(fd)
 
 
@@ -48,9 +48,12 @@ def test_strict_holds_the_end_until_the_record_is_on_disk(tmp_path: Path, stream
             disk.asked.clear()
             try:
                 await client.send(chat({"tokens": 3, "delay_ms": 40}, stream=stream))
-                assert await asyncio.to_thread(disk.asked.wait, 20), "the journal was not synced"
-                # The disk has been asked, so the record was written. All that may go out has gone: wait for silence.
+                assert await asyncio.to_thread(disk.asked.wait, 60), "the journal was not synced"
+                # The disk has been asked, so the record was written. What may go out goes, and then there is silence.
                 received = b""
+                async with asyncio.timeout(60):
+                    while stream and received.count(b'"content":"w') < 3:
+                        received += await client.reader.read(65536)
                 while not client.reader.at_eof():
                     try:
                         async with asyncio.timeout(0.3):
@@ -67,7 +70,7 @@ def test_strict_holds_the_end_until_the_record_is_on_disk(tmp_path: Path, stream
                 assert len(read_records(weir.epoch.path, 1, 10, 1 << 20).records) == 1
             finally:
                 disk.free.set()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 ending = b"\r\n0\r\n\r\n" if stream else whole.payload[-20:]
                 while not received.endswith(ending):
                     received += await client.reader.read(65536)
@@ -146,7 +149,7 @@ def test_a_request_id_is_kept_or_made(trio: House) -> None:
 @pytest.mark.parametrize("turn", range(2))
 def test_a_killed_worker_leaves_honest_rows(trio: House, turn: int) -> None:
     """SIGKILL in mid-stream: each client sees a cut, its row says crash with no less than it received, others go on."""
-    count = 24
+    count = 40  # on three workers: that one of them has none does not happen
 
     async def story() -> dict[str, tuple[bytes, bool]]:
         clients = [Client(trio.weir) for _ in range(count)]
@@ -157,7 +160,7 @@ def test_a_killed_worker_leaves_honest_rows(trio: House, turn: int) -> None:
         async def one(client: Client, request_id: str) -> tuple[bytes, bool]:
             payload = b""
             async with client:
-                await client.send(chat({"tokens": 60, "delay_ms": 40}, stream=True), x_request_id=request_id)
+                await client.send(chat({"tokens": 100, "delay_ms": 40}, stream=True), x_request_id=request_id)
                 status, headers = await client.head()
                 assert status == 200
                 try:

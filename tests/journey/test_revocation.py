@@ -34,7 +34,7 @@ from tests.journey.inside import Inside, inside
 from tests.world import ledger
 
 LONG = {"endless": True, "delay_ms": 5}  # a stream that only its cut ends
-_WAIT_SECONDS = 20
+_WAIT_SECONDS = 60
 
 
 class Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import uuid
 from typing import Any
 
 import pytest
@@ -16,12 +17,12 @@ from tests.world.gateway import wait_for
 def stream(house: House, script: dict[str, Any], **more: Any) -> tuple[int, bytes, bool, str]:
     """(status, payload, whether the stream ended with its terminating chunk, request id)."""
     body = json.dumps({**chat(script), "stream": True, **more}).encode()
-    request_id = f"stream-{abs(hash(body))}"
+    request_id = f"stream-{uuid.uuid4().hex}"
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nconnection: close\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n"
     ) % (house.weir.key.encode(), len(body), request_id.encode())
-    answer = house.raw(head + body, seconds=12)
+    answer = house.raw(head + body)
     status, _, payload = parse(answer)
     return status, payload, answer.endswith(b"\r\n0\r\n\r\n"), request_id
 
@@ -91,7 +92,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("script", "termination"), BROKEN, ids=lambda v: json.dumps(v)[:30])
 def test_a_stream_that_breaks(house: House, script: dict[str, Any], termination: str) -> None:
     """After the first byte nothing is refused or retried: the connection ends without a clean end, the row says why."""
-    status, payload, clean, request_id = stream(house, script)
+    status, payload, clean, request_id = stream(house, script, model="brief")
     assert (status, clean) == (200, False)
     row = house.row(request_id)
     assert row["termination"] == termination
@@ -116,14 +117,14 @@ def test_a_truncated_answer_is_not_whole(house: House) -> None:
 @pytest.mark.parametrize("when", ["before_first_byte", "mid_stream"])
 def test_a_client_that_hangs_up(house: House, when: str) -> None:
     """A client that leaves is noticed at once: the upstream call is cancelled and the row holds what was relayed."""
-    script = {"first_ms": 1500, "tokens": 5} if when == "before_first_byte" else {"tokens": 400, "delay_ms": 5}
+    script = {"first_ms": 20_000, "tokens": 5} if when == "before_first_byte" else {"tokens": 4000, "delay_ms": 5}
     body = json.dumps({**chat(script), "stream": True}).encode()
     request_id = f"gone-{when}"
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nx-request-id: %b\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
     ) % (house.weir.key.encode(), request_id.encode(), len(body))
-    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=60) as connection:
         connection.sendall(head + body)
         received = b""
         if when == "mid_stream":
@@ -136,7 +137,7 @@ def test_a_client_that_hangs_up(house: House, when: str) -> None:
     row = house.row(request_id)
     assert row["termination"] == "client_gone"
     assert row["relayed_frames"] >= received.count(b"\n\n")
-    assert row["completion_tokens"] < 400
+    assert row["completion_tokens"] < 4000
     number = house.asked(request_id)[0]["n"]
     ended = wait_for(
         "the upstream to notice",
@@ -148,12 +149,12 @@ def test_a_client_that_hangs_up(house: House, when: str) -> None:
 
 def test_a_client_that_closes_its_half_is_gone(house: House) -> None:
     """FIN after a whole request is a client that hung up: metered as such, the upstream cancelled."""
-    body = json.dumps({**chat({"tokens": 400, "delay_ms": 5}), "stream": True}).encode()
+    body = json.dumps({**chat({"tokens": 4000, "delay_ms": 5}), "stream": True}).encode()
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nx-request-id: half-close\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
     ) % (house.weir.key.encode(), len(body))
-    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=60) as connection:
         connection.sendall(head + body)
         connection.recv(100)
         connection.shutdown(socket.SHUT_WR)
@@ -220,18 +221,16 @@ def resident_bytes(pid: int, what: str = "VmRSS") -> int:
 
 def test_concurrency_is_held_and_given_back(house: House) -> None:
     """A second call beside the only one allowed is refused; afterwards the next is admitted."""
-    body = json.dumps({**chat({"tokens": 30, "delay_ms": 100}), "model": "single", "stream": True}).encode()
+    body = json.dumps({**chat({"endless": True, "delay_ms": 100}), "model": "single", "stream": True}).encode()
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nconnection: close\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
     ) % (house.weir.key.encode(), len(body))
-    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=60) as connection:
         connection.sendall(head + body)
         assert connection.recv(12).startswith(b"HTTP/1.1 200")
         status, _, refused, _ = house.post({**chat(), "model": "single"})
         assert (status, json.loads(refused)["error"]["code"]) == (429, "concurrency_exceeded")
-        while connection.recv(65536):
-            pass
     wait_for("the place to be free", lambda: house.post({**chat(), "model": "single"})[0] == 200)
 
 

@@ -67,7 +67,7 @@ class Served(threading.Thread):
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.end.set)
-        self.join(20)
+        self.join(60)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def weir(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterat
     served = Served(certificates)
     served.start()
     try:
-        assert served.ready.wait(20)
+        assert served.ready.wait(60)
         names = {"known": "ca.pem", "wrong": "other.pem", "system": None}
         settings = {
             "listen": {

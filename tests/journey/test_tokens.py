@@ -202,7 +202,7 @@ def test_a_stream_whose_worker_is_killed_is_counted(counting: House) -> None:
     """SIGKILL in mid-stream: the recovered row has the tokens of what was relayed, at least what clients received."""
     ids = [f"killed-{uuid.uuid4().hex[:12]}-{number}" for number in range(8)]
     bodies = [
-        {**chat({"tokens": 2000, "delay_ms": 10, "word": HARD if n % 2 else ""}), "model": "quiet-4o", "stream": True}
+        {**chat({"tokens": 4000, "delay_ms": 10, "word": HARD if n % 2 else ""}), "model": "quiet-4o", "stream": True}
         for n in range(len(ids))
     ]
     (victim,) = counting.weir.processes("worker")
@@ -224,7 +224,7 @@ def test_a_stream_whose_worker_is_killed_is_counted(counting: House) -> None:
     async def story() -> list[int]:
         begun = [asyncio.Semaphore(0) for _ in ids]
         calls = [asyncio.create_task(one(*each)) for each in zip(bodies, ids, begun, strict=True)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             for each in begun:
                 await each.acquire()
         os.kill(victim, signal.SIGKILL)
@@ -337,7 +337,7 @@ def test_a_client_that_leaves_while_its_prompt_is_counted_leaves_nothing(
 
     def slow(self: Exact, *asked: Any) -> Any:
         begun.set()
-        go.wait(20)
+        go.wait(100)
         return count(self, *asked)
 
     async def story() -> None:
@@ -346,11 +346,11 @@ def test_a_client_that_leaves_while_its_prompt_is_counted_leaves_nothing(
             monkeypatch.setattr(Exact, "prompt", slow)
             async with Client(weir) as client:  # type: ignore[arg-type]
                 await client.send(json.dumps(body).encode())
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while not begun.is_set():
                         await asyncio.sleep(0.01)
                 assert weir.front.requests == 1
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while weir.front.requests:
                     await asyncio.sleep(0.01)
             assert weir.epoch.writer.open_slots == 0

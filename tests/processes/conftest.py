@@ -20,6 +20,7 @@ from proxy import board, clock
 from proxy._fastpath import Arena
 from proxy.board import Board, Row
 from proxy.telemetry.metrics import Counters
+from tests.world.gateway import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -56,6 +57,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def facts_of(log: Path, message: str) -> list[dict[str, Any]]:
+    """The log's lines with this message. One that is being written has no end yet, and is left for the next look."""
+    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    lines = [json.loads(line) for line in whole if line.startswith("{")]
+    return [line for line in lines if line["message"] == message]
+
+
 class Site:
     """A data directory, the supervisors started on it, and every process they were seen to have."""
 
@@ -70,10 +78,10 @@ class Site:
         self.counters = Counters(self.data_dir / "metrics")
         self.started: list[subprocess.Popen[bytes]] = []
         self.seen: set[int] = set()
-        self.port = 0
+        self.port = free_port()  # the kernel gives its own to whoever connects between one supervisor and the next
 
     def start(self, **changes: Any) -> subprocess.Popen[bytes]:
-        """Starts a supervisor; the first one picks the port, later ones take the same."""
+        """Starts a supervisor, all of them on the same port."""
         worker = [sys.executable, str(HERE / "stub_worker.py")]
         worker += ["--arena", str(self.data_dir / "arena"), "--claims", str(self.claims)]
         plan = {
@@ -105,7 +113,7 @@ class Site:
         return process
 
     def serving(self, count: int = 2) -> list[Row]:
-        """Waits until so many workers serve; remembers the port."""
+        """Waits until so many workers serve."""
 
         def look() -> list[Row]:
             if self.started[-1].poll() is not None:
@@ -115,7 +123,7 @@ class Site:
 
         rows = eventually(f"{count} workers serve", look)
         self.note()
-        self.port = self.port or int(self.facts("started")[-1]["port"])
+        self.port = int(self.facts("started")[-1]["port"])
         return list(rows)
 
     def note(self) -> None:
@@ -125,8 +133,7 @@ class Site:
 
     def facts(self, message: str) -> list[dict[str, Any]]:
         """Log lines of the supervisors with this message."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line["message"] == message]
+        return facts_of(self.log, message)
 
     def ask(self, hold: bool = False) -> Any:
         """One connection: the answering worker's pid, or the open socket."""

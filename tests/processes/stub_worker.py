@@ -78,6 +78,8 @@ class Stub:
         # let those in between arrive, and only then close.
         loop.remove_reader(listener.fileno())
         await asyncio.sleep(bounds.HANDOVER_SECONDS)
+        for _ in range(20):  # turns of the loop: a process that is not let run sleeps through all of that time in one
+            await asyncio.sleep(0)
         server.close()
         hurrying = asyncio.create_task(self.hurry.wait())
         while self.open and not self.hurry.is_set():

@@ -104,7 +104,7 @@ class Running:
 
 def _paste(line: str) -> str:
     """What a shell does with the line."""
-    done = subprocess.run([*shlex.split(line), "-sS", "-m", "20"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*shlex.split(line), "-sS", "-m", "50"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -30,7 +30,7 @@ from proxy.identity.actor import operator
 from proxy.store.keys import KeyRow
 from proxy.store.store import Store, migrate
 from proxy.telemetry.families import FAMILIES
-from tests.processes.conftest import HERE, ROOT, alive, eventually
+from tests.processes.conftest import HERE, ROOT, alive, eventually, facts_of
 from tests.servers import RedisServer
 from tests.world.gateway import free_port
 
@@ -131,7 +131,7 @@ class House:
         }
 
     def get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -147,8 +147,7 @@ class House:
         return 0.0
 
     def facts(self, message: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line["message"] == message]
+        return facts_of(self.log, message)
 
     def end(self) -> None:
         for process in self.processes:

@@ -28,8 +28,8 @@ def _kill_all_seen_are_gone(site: Site) -> None:
 
 
 def test_start_serve_stop(site: Site) -> None:
-    """Two places serve on one port; SIGTERM ends everything with exit code 0 and leaves no process."""
-    site.start()
+    """Two places serve on one free port; SIGTERM ends everything with exit code 0 and leaves no process."""
+    site.start(port=0)
     rows = site.serving()
     assert {row.place for row in rows} == {0, 1}
     pids = {site.ask() for _ in range(40)}
@@ -64,7 +64,7 @@ def test_a_killed_worker_is_replaced(site: Site) -> None:
 def test_a_silent_worker_is_killed_and_replaced(site: Site, how: str) -> None:
     """A worker that is stopped or whose loop is blocked gives no heartbeat: it is killed and its place serves again."""
     (site.claims / "behaviour").write_text("hang")
-    site.start(heartbeat_seconds_max=2.0)
+    site.start(heartbeat_seconds_max=4.0)
     rows = site.serving()
     (site.claims / "behaviour").write_text("serve")
     if how == "stopped":
@@ -81,7 +81,7 @@ def test_a_silent_worker_is_killed_and_replaced(site: Site, how: str) -> None:
 def test_a_part_that_never_gets_ready_is_tried_again(site: Site) -> None:
     """A worker that says nothing is killed after its time, and the next one serves."""
     (site.claims / "behaviour").write_text("mute")
-    site.start(workers=1, starting_seconds_max=1.5, heartbeat_seconds_max=60)
+    site.start(workers=1, starting_seconds_max=4, heartbeat_seconds_max=60)
     eventually("one was killed", lambda: site.counters.total("weir_worker_restarts_total", "worker", "start"))
     (site.claims / "behaviour").write_text("serve")
     site.serving(1)
@@ -119,9 +119,8 @@ def _load(site: Site, stop: threading.Event, failures: list[str], answers: list[
             failures.append(repr(error))
 
 
-def _under_load(site: Site, work: Callable[[], None]) -> tuple[list[str], list[int]]:
+def _under_load(site: Site, work: Callable[[], None], answers: list[int]) -> list[str]:
     failures: list[str] = []
-    answers: list[int] = []
     stop = threading.Event()
     threads = [threading.Thread(target=_load, args=(site, stop, failures, answers)) for _ in range(4)]
     for thread in threads:
@@ -132,7 +131,7 @@ def _under_load(site: Site, work: Callable[[], None]) -> tuple[list[str], list[i
         stop.set()
         for thread in threads:
             thread.join(60)
-    return failures, answers
+    return failures
 
 
 def test_rolling_restarts_under_load_lose_nothing(site: Site) -> None:
@@ -143,13 +142,16 @@ def test_rolling_restarts_under_load_lose_nothing(site: Site) -> None:
     def done() -> int:
         return site.counters.total("weir_rolling_restarts_total", "ok")
 
+    answers: list[int] = []
+
     def roll() -> None:
         for number in range(5):
             process.send_signal(signal.SIGUSR2)
             eventually("the restart is done", lambda number=number: done() > number)
-            site.note()
+            fresh = {row.pid for row in site.serving()}
+            eventually("both of the new ones have answered", lambda fresh=fresh: fresh <= set(answers))
 
-    failures, answers = _under_load(site, roll)
+    failures = _under_load(site, roll, answers)
     assert failures == []
     assert len(set(answers)) >= 10
     assert not old & {row.pid for row in site.serving()}
@@ -282,12 +284,11 @@ def test_a_new_supervisor_shares_the_port_with_a_worker_that_was_just_started(si
     """Nobody on the board holds the address, but an orphan that is not there yet: the new one serves beside it."""
     (site.claims / "behaviour").write_text("late")
     site.start(workers=1)
-    (started,) = eventually("it has its socket", lambda: site.facts("started"))
+    eventually("it has its socket", lambda: site.facts("started"))
     eventually("the worker is on its way", lambda: len(descendants(site.started[0].pid)) == 1)
     site.note()
     site.started[0].kill()
     site.started[0].wait()
-    site.port = int(started["port"])
     (orphan,) = [pid for pid in site.seen if alive(pid)]
     (site.claims / "behaviour").write_text("serve")
     site.start(workers=1)
@@ -314,6 +315,7 @@ def test_after_an_orderly_end_a_taken_port_is_a_strangers(site: Site) -> None:
 
 def test_a_frozen_orphan_is_killed(site: Site) -> None:
     """A worker stopped just after its supervisor died would swallow connections for ever: the next one kills it."""
+    (site.claims / "behaviour").write_text("slow")  # the connection keeps it from ending before it is stopped
     site.start(workers=1)
     (row,) = site.serving(1)
     held = site.ask(hold=True)
@@ -322,7 +324,8 @@ def test_a_frozen_orphan_is_killed(site: Site) -> None:
         site.started[0].wait()
         # Only now: the kernel wakes stopped processes when their parent's death orphans their group.
         os.kill(row.pid, signal.SIGSTOP)
-        site.start(workers=1, heartbeat_seconds_max=2.0)
+        (site.claims / "behaviour").write_text("serve")
+        site.start(workers=1, heartbeat_seconds_max=4.0)
         eventually("the frozen one is gone", lambda: not alive(row.pid))
         assert site.facts("a worker of an earlier supervisor gives no heartbeat and is killed")
     finally:
@@ -332,18 +335,24 @@ def test_a_frozen_orphan_is_killed(site: Site) -> None:
 
 def test_a_stopped_supervisor_judges_nobody_when_it_comes_back(site: Site) -> None:
     """Ages count from the supervisor's own pause at the earliest: no worker is killed for its absence."""
-    process = site.start(heartbeat_seconds_max=2.5)
+    process = site.start(heartbeat_seconds_max=4.0)
     rows = site.serving()
+
+    def looks(count: int) -> None:
+        for _ in range(count):
+            before = site.arena.word(board.SUPERVISOR_HEARTBEAT_NS)
+            eventually("a look", lambda before=before: site.arena.word(board.SUPERVISOR_HEARTBEAT_NS) > before)
+
     process.send_signal(signal.SIGSTOP)
     for row in rows:
         os.kill(row.pid, signal.SIGSTOP)
-    time.sleep(3)  # beyond the heartbeat bound
+    time.sleep(4.5)  # beyond the heartbeat bound
     process.send_signal(signal.SIGCONT)
-    time.sleep(0.4)
+    looks(1)
     for row in rows:
         os.kill(row.pid, signal.SIGCONT)
     site.ask()
-    time.sleep(0.5)
+    looks(2)
     assert {row.pid for row in site.serving()} == {row.pid for row in rows}
 
 

@@ -43,7 +43,7 @@ def postgres_url(postgres: PostgresServer, postgres_database: str) -> str:
     names = ", ".join(metadata.tables)
     # With a bound: a connection that an earlier test has left open would hold this up for ever.
     # As a replica: the audit log would refuse to be emptied.
-    quietly = "SET lock_timeout = '10s'; SET session_replication_role = replica"
+    quietly = "SET lock_timeout = '60s'; SET session_replication_role = replica"
     postgres.sql(f"{quietly}; TRUNCATE {names}", postgres_database)
     return postgres.url(postgres_database)
 

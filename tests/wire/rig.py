@@ -41,6 +41,15 @@ def run(kind: str, main: Callable[[], Awaitable[None]]) -> None:
         runner.run(bounded())
 
 
+async def settle() -> None:
+    """Turns of the loop, with a little time for each: closed transports tell their protocols, and TLS says goodbye.
+
+    Turns and not time alone: a process that is not let run sleeps through any time in one turn.
+    """
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+
+
 class Transport:
     """A transport that keeps what is written. Its socket is real, so that a connection can look at it."""
 

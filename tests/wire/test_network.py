@@ -17,7 +17,19 @@ from proxy.upstreams.pool import Pool
 from proxy.upstreams.target import Target
 from tests.wire import answers
 from tests.wire.answers import DONE, FRAMES, STREAM
-from tests.wire.rig import LOOPS, Answer, Client, Script, client, make_relay, new_slot, read_request, run, upstream
+from tests.wire.rig import (
+    LOOPS,
+    Answer,
+    Client,
+    Script,
+    client,
+    make_relay,
+    new_slot,
+    read_request,
+    run,
+    settle,
+    upstream,
+)
 from tests.wire.test_relay import HEAD, piece
 
 pytestmark = pytest.mark.parametrize("kind", LOOPS)
@@ -71,7 +83,7 @@ async def setting(script: Script, *, receive_buffer: int | None = None, tls: Any
         finally:
             assert pool.active == 0, pool
             pool.close()
-            await asyncio.sleep(0.01)
+            await settle()
 
 
 @pytest.mark.parametrize("recorded", answers.ALL, ids=lambda recorded: recorded.name)

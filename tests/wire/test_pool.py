@@ -18,7 +18,7 @@ from proxy.errors import Refusal
 from proxy.upstreams.pool import Pool
 from proxy.upstreams.target import Target
 from tests.wire import answers
-from tests.wire.rig import LOOPS, Script, Transport, Upstream, make_relay, read_request, run, upstream
+from tests.wire.rig import LOOPS, Script, Transport, Upstream, make_relay, read_request, run, settle, upstream
 
 SEED = 5
 REQUEST = b"POST /v1/x HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}"
@@ -51,7 +51,7 @@ async def pooled(script: Script, **options: Any) -> AsyncIterator[tuple[Pool, Up
         finally:
             pool.close()
             assert repr(pool) == "[Requests: 0 active, 0 queued | Connections: 0 active, 0 idle]"
-            await asyncio.sleep(0.01)  # closed transports tell their protocols
+            await settle()
 
 
 async def ask(connection: Connection) -> Relay:
@@ -139,7 +139,7 @@ def test_connection_closed_in_the_kernel_only(kind: str) -> None:
         far.close()
         listener.close()
         pool.close()
-        await asyncio.sleep(0.01)
+        await settle()
 
     run(kind, main)
 

@@ -14,7 +14,7 @@ from proxy.errors import Refusal
 from proxy.upstreams.pool import Pool
 from proxy.upstreams.target import Target
 from tests.wire import answers
-from tests.wire.rig import LOOPS, run, upstream
+from tests.wire.rig import LOOPS, run, settle, upstream
 from tests.wire.test_pool import ask, obliging
 
 
@@ -67,7 +67,7 @@ def test_own_authority(kind: str, host: str, certificates: Path) -> None:
             pool.give_back(connection)
             assert server.connections == 1
             pool.close()
-            await asyncio.sleep(0.05)
+            await settle()
 
     run(kind, main)
 
@@ -86,7 +86,7 @@ def test_not_trusted(kind: str, host: str, bundle: str | None, certificates: Pat
                     await pool.connect()
                 assert refused.value.code == "upstream_unreachable"
             assert (pool.active, pool.idle) == (0, 0)
-            await asyncio.sleep(0.05)
+            await settle()
 
     run(kind, main)
 
@@ -106,7 +106,7 @@ def test_upstream_that_speaks_no_tls(kind: str) -> None:
                 await pool.connect()
             assert refused.value.code == "upstream_unreachable"
             assert pool.active == 0
-            await asyncio.sleep(0.05)
+            await settle()
 
     run(kind, main)
 
