@@ -10,6 +10,9 @@ from proxy.bounds import COUNT_CELLS, RATE_CELLS
 def now_ns() -> int:
     """CLOCK_BOOTTIME in nanoseconds: the same clock as `clock.now_ns`, for the hot path."""
 
+def wall_us() -> int:
+    """Microseconds since 1970 UTC: the same clock as `clock.wall_us`, for the hot path."""
+
 def key_digest(secret: bytes, pepper: bytes) -> bytes:
     """Keyed BLAKE2b-256 (RFC 7693) of an API key: 32 bytes. `pepper` is 16 to 64 bytes, else ValueError."""
 

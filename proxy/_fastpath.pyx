@@ -16,6 +16,7 @@ from proxy import bounds
 
 cdef extern from "<time.h>":
     int CLOCK_BOOTTIME
+    int CLOCK_REALTIME
 
 cdef extern from "_blake2b.h":
     ctypedef struct weir_blake2b:
@@ -141,6 +142,12 @@ cdef inline int64_t boottime_ns() noexcept:
 
 def now_ns():
     return boottime_ns()
+
+
+def wall_us():
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <int64_t> now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
 cdef weir_blake2b pepper_state

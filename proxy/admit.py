@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy import bounds, failpoint
-from proxy._fastpath import CONCURRENCY, RATE_REQUESTS, RATE_TOKENS, ArenaFull, Limits
+from proxy._fastpath import CONCURRENCY, RATE_REQUESTS, RATE_TOKENS, ArenaFull, Limits, wall_us
 from proxy.authorise import authorise
 from proxy.call import Call, Grant, Opened
-from proxy.clock import wall_us
 from proxy.errors import Refusal
 from proxy.identify import look_up
-from proxy.policy.snapshot import Policy
+from proxy.policy.snapshot import Policy, Price
 from proxy.record import cut, encode_opened
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ _REFUSALS = {
     "tokens_per_minute": "token_limit_exceeded",
     "concurrency": "concurrency_exceeded",
 }
+_UNPRICED = Price(0, 0, 0, "", "")
 _CONCURRENCY_RETRY_MS = 250  # when a place will be free is not known: soon, as calls go
 
 
@@ -52,6 +52,8 @@ async def judge_again(call: Call, house: House, policy: Policy) -> None:
     authorise(call, policy)
     if call.grant.limits is None:
         bind(call, house)
+    if not house.running.current(call):
+        house.running.look_again()
 
 
 def admit(call: Call, house: House) -> None:
@@ -64,7 +66,9 @@ def admit(call: Call, house: House) -> None:
     if prompt > burst:
         about = "" if call.prompt_source == "counted" else "about "
         raise Refusal("request_too_large", f"{about}{prompt} tokens against at most {burst} at once")
-    reserved = min(prompt + answer_bound(call), burst)
+    reserved = prompt + answer_bound(call)
+    if reserved > burst:
+        reserved = burst
     refusing = limits.acquire(call.arrived_ns, reserved)
     if refusing:
         raise over_limit(grant, limits, refusing, call.arrived_ns)
@@ -77,8 +81,8 @@ def admit(call: Call, house: House) -> None:
     call.slot = slot
     house.running.enter(call)
     call.reserved_tokens = reserved
-    said = call.exchange.lines
-    call.headers = b"x-request-id: %b\r\n%b%b" % (call.request_id.encode(), said, limits.headers(call.arrived_ns))
+    request_id, said = call.request_id.encode(), call.exchange.lines
+    call.headers = b"".join((b"x-request-id: ", request_id, b"\r\n", said, limits.headers(call.arrived_ns)))
 
 
 def answer_bound(call: Call) -> int:
@@ -91,7 +95,7 @@ def answer_bound(call: Call) -> int:
 
 
 def bind(call: Call, house: House) -> None:
-    """Finds the grant's cells, routes and tokenizer, once. Raises Refusal limits_full when the arena has no room."""
+    """Finds all that a grant's calls need, once. Raises Refusal limits_full when the arena has no room."""
     grant = call.grant
     effective = grant.effective
     try:
@@ -101,10 +105,14 @@ def bind(call: Call, house: House) -> None:
         )
     except ArenaFull:
         raise Refusal("limits_full", retry_after_ms=1000) from None
-    assert effective.model is not None
-    grant.routes = house.routes(effective.model, call.known.principal.tenant)
-    grant.tokenizer = house.tokenizer(effective.model)
-    grant.answer_tokens_default = effective.model.answer_tokens_default
+    tenant, model = effective.tenant, effective.model
+    assert tenant is not None
+    assert model is not None
+    grant.routes = house.routes(model, tenant.name)
+    grant.tokenizer = house.tokenizer(model)
+    grant.answer_tokens_default = model.answer_tokens_default
+    grant.price = model.price or _UNPRICED
+    grant.tag_header = tenant.tag_header
     grant.token_burst = limits.token_burst()
     grant.limits = limits
 
@@ -124,18 +132,16 @@ def over_limit(grant: Grant, limits: Limits, refusing: int, now_ns: int) -> Refu
 
 def opened_record(call: Call) -> Opened:
     """What the row must know if this process dies now. Cut to the bounds, so that it always fits its slot."""
-    principal = call.known.principal
-    facts = call.facts
+    principal, facts, grant = call.known.principal, call.facts, call.grant
     tags = principal.tags
-    effective = call.grant.effective
-    if effective.tenant is not None and effective.tenant.tag_header is not None:
-        tags = (*tags, *header_tag(call, effective.tenant.tag_header))
-    price = effective.model.price if effective.model is not None else None
-    user = principal.user or facts.user or ""
+    if grant.tag_header is not None:
+        tags += header_tag(call, grant.tag_header)
+    user = principal.user or facts.user
+    price = grant.price
     return Opened(
         principal.tenant,
         principal.key_id,
-        cut(user, bounds.USER_BYTES_MAX),
+        cut(user, bounds.USER_BYTES_MAX) if user else "",
         tags,
         call.request_id[: bounds.REQUEST_ID_BYTES_KEPT],
         call.endpoint.name,
@@ -144,8 +150,11 @@ def opened_record(call: Call) -> Opened:
         call.prompt_tokens,
         call.prompt_source,
         wall_us(),
-        *((0, 0, 0, "") if price is None else (price.prompt, price.cached, price.completion, price.version)),
-        call.grant.tokenizer.reasoning,
+        price.prompt,
+        price.cached,
+        price.completion,
+        price.version,
+        grant.tokenizer.reasoning,
     )
 
 

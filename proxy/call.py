@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.exchange import Exchange
     from proxy.identity.keys import Known
     from proxy.policy.effective import Effective
-    from proxy.policy.snapshot import Target, Upstream
+    from proxy.policy.snapshot import Price, Target, Upstream
     from proxy.tokens.tokenizer import Tokenizer
     from proxy.upstreams.pool import Pool
 
@@ -154,17 +154,29 @@ class EpochEnd(Struct, array_like=True, frozen=True):
 class Grant:
     """What one key may do with one model at one endpoint under one policy, worked out once and kept with the key.
 
-    On first use `limits` is bound to the arena's cells, `routes` to the worker's pools, and `tokenizer` to the model's.
+    On first use `limits` is bound to the arena's cells, `routes` to the worker's pools, `tokenizer` to the model's, and
+    what every call's record needs of tenant and model is looked up.
     """
 
-    __slots__ = ("answer_tokens_default", "effective", "limits", "routes", "token_burst", "tokenizer")
+    __slots__ = (
+        "answer_tokens_default",
+        "effective",
+        "limits",
+        "price",
+        "routes",
+        "tag_header",
+        "token_burst",
+        "tokenizer",
+    )
 
     def __init__(self, effective: Effective) -> None:
         self.effective = effective
         self.limits: Limits | None = None
         self.token_burst = 0
         self.answer_tokens_default = 0
+        self.price: Price
         self.routes: tuple[Route, ...] = ()
+        self.tag_header: str | None = None  # by which this tenant's callers set a tag of their own
         self.tokenizer: Tokenizer
 
 

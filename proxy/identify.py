@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 from proxy import board, bounds
+from proxy._fastpath import wall_us
 from proxy.call import Call
-from proxy.clock import wall_us
 from proxy.errors import Refusal
 from proxy.identity.addresses import within
 from proxy.identity.gate import Gate

@@ -42,9 +42,10 @@ def cost(opened: Opened, prompt: int, cached: int, completion: int) -> int:
     """Integer nano-dollars, rounded half up once. 0 when unpriced; `price_version` then is "" and says so."""
     if not opened.price_version:
         return 0
-    fresh = max(prompt - cached, 0)
+    fresh = prompt - cached if prompt > cached else 0
     parts = fresh * opened.price_prompt + cached * opened.price_cached + completion * opened.price_completion
-    return min((parts + _PRICE_UNIT // 2) // _PRICE_UNIT, _INTEGER_MAX)
+    nanos = (parts + _PRICE_UNIT // 2) // _PRICE_UNIT
+    return nanos if nanos < _INTEGER_MAX else _INTEGER_MAX
 
 
 def settle(call: int, opened: Opened, sent: Sent | None, outcome: Outcome, queue_us: int, total_us: int) -> UsageEvent:

@@ -44,10 +44,15 @@ class Running:
         return call.known.generation == self._arena.word(board.KEYS_GENERATION)
 
     def enter(self, call: Call) -> None:
-        """The call is admitted: from here on it can be ended."""
+        """The call is admitted: from here on it can be ended.
+
+        It is `current`, or `look_again` was called, since the last look: the loop has had no turn in between.
+        """
         self._calls.add(call)
-        if not self.current(call):
-            self._seen = -1  # a change overtook it: it is looked at with the next turn
+
+    def look_again(self) -> None:
+        """A change overtook a look-up: whoever enters by it is looked at with the next turn."""
+        self._seen = -1
 
     def leave(self, call: Call) -> None:
         """The call is over. One that never entered is none the worse for it."""

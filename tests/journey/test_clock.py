@@ -1,7 +1,7 @@
 """The wall clock may jump: limits and durations go by BOOTTIME, and only what people read goes by the calendar.
 
-`faketime` is not at hand, and it would shift BOOTTIME as well unless told not to; so the one function that reads the
-wall clock is shifted instead. That nothing else reads time is held by tests/house/test_layers.py.
+`faketime` is not at hand, and it would shift BOOTTIME as well unless told not to; so the function that reads the wall
+clock is shifted instead, with its twin in C. That nothing else reads time is held by tests/house/test_layers.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy import clock, record
+from proxy import _fastpath, clock, record
 from proxy.call import Principal, UsageEvent
 from proxy.errors import Refusal
 from proxy.identify import judge
@@ -33,13 +33,14 @@ class Wall:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shift_us = 0
         true = clock.wall_us
+        twins = (true, _fastpath.wall_us)
 
         def shifted() -> int:
             return true() + self.shift_us
 
         self.now_us = shifted
         for name, module in list(sys.modules.items()):
-            if name.startswith("proxy.") and getattr(module, "wall_us", None) is true:
+            if name.startswith("proxy.") and getattr(module, "wall_us", None) in twins:
                 monkeypatch.setattr(module, "wall_us", shifted)
 
 
