@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from proxy.tokens import tables
 
-NAMES = ["_fastpath", "_journal", "_scan", "_wire"]
+NAMES = ["_fastpath", "_front", "_journal", "_scan", "_wire"]
 only = os.environ.get("WEIR_EXT")
 asan = os.environ.get("WEIR_ASAN") == "1"
 flags = ["-O1", "-g", "-fsanitize=address", "-fno-omit-frame-pointer"] if asan else ["-O3"]

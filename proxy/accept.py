@@ -13,6 +13,7 @@ from proxy.exchange import Exchange
 
 _CONTINUE = b"100-continue"
 _JSON = (b"application/json", None)  # as it is nearly always written
+_FAILED = Refusal("internal_error")
 
 
 def accept(exchange: Exchange, new_request_id: Callable[[], str]) -> Call:
@@ -63,6 +64,12 @@ def refuse(exchange: Exchange, refusal: Refusal, request_id: str) -> None:
     lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}{own}"
     close = exchange.close or exchange.body_now() is None
     exchange.answer(dialect.answer(refusal.kind.status, lines, dialect.refusal_body(refusal), close=close), close=close)
+
+
+def internal_error(lines: bytes) -> bytes:
+    """The answer to a request that failed inside Weir. lines: header lines of its own, each ended by CRLF."""
+    headers = lines.decode("latin-1") + dialect.refusal_headers(_FAILED)
+    return dialect.answer(500, headers, dialect.refusal_body(_FAILED), close=True)
 
 
 def _printable(text: str, length_max: int = 80) -> str:

@@ -50,3 +50,6 @@ class Exchange(Protocol):
 
     def abort(self) -> None:
         """Ends the connection at once, so that the client cannot take what it has for the whole."""
+
+    def ended(self) -> None:
+        """The journey is over, in whatever way: the connection goes on to its next request, or ends."""

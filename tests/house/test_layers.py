@@ -41,6 +41,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
             "journal",
             "epochs",
             "_wire",
+            "_front",
             "store",
             "identity",
             "upstreams",
@@ -52,7 +53,7 @@ FLOORS: list[tuple[str, tuple[str, ...]]] = [
     ),
     ("steps", ("accept", "identify", "admit", "stream", "meter", "answer", "tokenize", "running", "house")),
     ("stories", ("journey", "flush")),
-    ("planes", ("front", "control")),
+    ("planes", ("front", "door", "control")),
     ("roots", ("worker", "wiring", "supervisor", "keeper", "keeping", "demo", "cli", "verbs", "parts", "__main__")),
 ]
 AUDIT = ("audit.chain", "audit.anchor", "audit.verify")
