@@ -33,7 +33,7 @@ class Caller(Struct, frozen=True):
 
 
 class Failures:
-    """Bad credentials by where they come from. A site above the limit is told to wait; a good one is served."""
+    """Bad credentials by where they come from. A site above the limit is told to wait; its good ones are served."""
 
     def __init__(self) -> None:
         self._sites: OrderedDict[str, tuple[int, int]] = OrderedDict()  # (failures, since) of this minute
@@ -51,6 +51,11 @@ class Failures:
             seconds = -(-(since_ns + _MINUTE_NS - now) // 1_000_000_000)
             text = "Too many bad credentials from your address; wait."
             raise Problem(429, "too_many_failures", text, headers={"retry-after": str(max(seconds, 1))})
+
+    def above(self, peer: str) -> bool:
+        """Whether the next one would be told to wait."""
+        count, since_ns = self._sites.get(site_of(address_of(peer)), (0, 0))
+        return count >= bounds.CONTROL_FAILURES_PER_MINUTE and now_ns() - since_ns < _MINUTE_NS
 
 
 def unauthorized() -> Problem:

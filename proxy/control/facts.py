@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from proxy.control.nouns import Asked, Cursor, Id, Instant, Limit, ModelName, PersonText
 from proxy.control.persons import InTenant
+from proxy.policy.patterns import whole
 from proxy.policy.process import Endpoint
 from proxy.policy.schema import TenantName
 from proxy.store.usage import By as Group
@@ -108,9 +109,9 @@ class UsageAsked(Asked, frozen=True, kw_only=True):
 class UsageReportAsked(UsageAsked, frozen=True, kw_only=True):
     """`by`: words joined by commas, of tenant, model, key, user, tag, day."""
 
-    by: Annotated[str, Meta(pattern=r"^(tenant|model|key|user|tag|day)(,(tenant|model|key|user|tag|day)){0,5}$")] = (
-        "tenant"
-    )
+    by: Annotated[
+        str, Meta(pattern=whole(r"(tenant|model|key|user|tag|day)(,(tenant|model|key|user|tag|day)){0,5}"))
+    ] = "tenant"
 
 
 class UsageSums(Struct, frozen=True, kw_only=True):
@@ -156,7 +157,7 @@ class AuditAsked(InTenant, frozen=True, kw_only=True):
     """`action`: a whole one such as keys.create, or its first word; `actor`: an id."""
 
     actor: PersonText | None = None
-    action: Annotated[str, Meta(pattern=r"^[a-z.]{1,32}$")] | None = None
+    action: Annotated[str, Meta(pattern=whole(r"[a-z.]{1,32}"))] | None = None
 
 
 class AuditRow(Struct, frozen=True, kw_only=True):

@@ -11,26 +11,33 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from proxy import bounds
+from proxy.policy.patterns import whole
 from proxy.policy.process import Endpoint
 from proxy.policy.schema import TenantName
 from proxy.store.keys import Period
 
 # No control characters: not every database can hold them, and no reader's cursor is moved by them.
-_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
-Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$", examples=["key_0aBc"])]
+_PRINTABLE = whole(r"[^\x00-\x1f\x7f-\x9f]*")
+Id = Annotated[str, Meta(pattern=whole(r"[A-Za-z0-9_-]{1,64}"), examples=["key_0aBc"])]
 Text = Annotated[str, Meta(pattern=_PRINTABLE, max_length=bounds.KEY_TEXT_BYTES_MAX)]
+Word = Annotated[str, Meta(pattern=_PRINTABLE, min_length=1, max_length=bounds.KEY_TEXT_BYTES_MAX)]
 PersonText = Annotated[str, Meta(pattern=_PRINTABLE, max_length=bounds.PEOPLE_TEXT_BYTES_MAX)]
+PersonName = Annotated[str, Meta(pattern=_PRINTABLE, min_length=1, max_length=bounds.PEOPLE_TEXT_BYTES_MAX)]
+Email = Annotated[
+    str,
+    Meta(pattern=whole(r"[^@\x00-\x20\x7f-\x9f]+@[^@\x00-\x20\x7f-\x9f]+"), max_length=bounds.PEOPLE_TEXT_BYTES_MAX),
+]
 Reason = Annotated[str, Meta(pattern=_PRINTABLE, max_length=200, description="For the record.")]
-ModelName = Annotated[str, Meta(pattern=r"^[!-~]+$", max_length=bounds.MODEL_BYTES_MAX)]
+ModelName = Annotated[str, Meta(pattern=whole(r"[!-~]+"), max_length=bounds.MODEL_BYTES_MAX)]
 TagWord = Annotated[str, Meta(pattern=_PRINTABLE, max_length=bounds.TAGS_BYTES_MAX)]
 Amount = Annotated[int, Meta(ge=1, le=bounds.LIMIT_MAX)]
 Nanos = Annotated[int, Meta(ge=1, le=bounds.PRICE_DOLLARS_MAX * 1_000_000_000)]
 Instant = Annotated[int, Meta(ge=0, le=1 << 52)]
-Token = Annotated[str, Meta(pattern=r"^[!-~]+$", max_length=bounds.TOKEN_BYTES_MAX)]
+Token = Annotated[str, Meta(pattern=whole(r"[!-~]+"), max_length=bounds.TOKEN_BYTES_MAX)]
 Tags = Annotated[dict[TagWord, TagWord], Meta(max_length=bounds.TAGS_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=bounds.PAGE_ROWS_MAX, description="Rows of the page.")]
 Cursor = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9_-]*$", max_length=1024, description="`next` of the page before, unchanged.")
+    str, Meta(pattern=whole(r"[A-Za-z0-9_-]*"), max_length=1024, description="`next` of the page before, unchanged.")
 ]
 Right = Literal[
     "tenants.read",
@@ -122,7 +129,7 @@ class KeyList(Paged, frozen=True, kw_only=True):
     """Which keys."""
 
     tenant: TenantName | None = None
-    owner: Text | None = None
+    owner: Word | None = None
 
 
 class KeyNew(Asked, frozen=True, kw_only=True):
@@ -130,8 +137,8 @@ class KeyNew(Asked, frozen=True, kw_only=True):
 
     tenant: TenantName | None = None
     name: Text = ""
-    env: Annotated[str, Meta(pattern=r"^[a-z0-9]{2,16}$", description="Part of the key.")] = "live"
-    owner: Text | None = None
+    env: Annotated[str, Meta(pattern=whole(r"[a-z0-9]{2,16}"), description="Part of the key.")] = "live"
+    owner: Word | None = None
     tags: Tags = field(default_factory=dict)
     endpoints: Annotated[list[Endpoint], Meta(max_length=bounds.KEY_NAMES_MAX)] | None = None
     models: Annotated[list[ModelName], Meta(max_length=bounds.KEY_NAMES_MAX)] | None = None
@@ -139,7 +146,7 @@ class KeyNew(Asked, frozen=True, kw_only=True):
         None
     )
     rights: Annotated[list[Right], Meta(max_length=16, description="What it may administer.")] | None = None
-    plan: Text | None = None
+    plan: Word | None = None
     expires_in_seconds: Annotated[int, Meta(ge=1, le=315_360_000)] | None = None
     requests_per_minute: Amount | None = None
     tokens_per_minute: Amount | None = None
@@ -165,7 +172,7 @@ class KeyChange(Asked, frozen=True, kw_only=True):
 class KeyRotation(Asked, frozen=True, kw_only=True):
     """How a key's successor is made. Both work for the overlap."""
 
-    env: Annotated[str, Meta(pattern=r"^[a-z0-9]{2,16}$")] = "live"
+    env: Annotated[str, Meta(pattern=whole(r"[a-z0-9]{2,16}"))] = "live"
     overlap_seconds: Annotated[int, Meta(ge=0, le=31_536_000)] = 86_400
 
 
@@ -179,7 +186,7 @@ class KeysRevocation(Revocation, frozen=True, kw_only=True):
     """Which keys: all of a tenant, of an owner there, or, for the platform, of an owner everywhere."""
 
     tenant: TenantName | None = None
-    owner: Text | None = None
+    owner: Word | None = None
 
 
 class KeysRevoked(Struct, frozen=True):

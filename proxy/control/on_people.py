@@ -17,6 +17,7 @@ from proxy.control.problems import forbidden, invalid, not_found
 from proxy.control.signing import made
 from proxy.control.table import PLATFORM
 from proxy.errors import Refusal
+from proxy.identity import fields
 from proxy.identity.actor import By
 from proxy.identity.credentials import digest_of, new_id, new_token
 from proxy.identity.roles import ACTIONS, Actor, allowed, check_place, reach
@@ -64,12 +65,18 @@ async def create_user(office: Office, ask: Ask) -> Answer:
     """A person without a role."""
     body: persons.UserNew = ask.body
     tenant = body.tenant or ask.actor.tenant
+    name, email = _called(body)
     if tenant is not None and allowed(ask.actor, "users.create", tenant):
         _known(office, tenant)
-    user = User(new_id("usr"), body.name, wall_us(), body.email, body.issuer, body.subject)
+    user = User(new_id("usr"), name, wall_us(), email, body.issuer, body.subject)
     ask.keep(lambda _: _user(user))
     await office.store.add_user(user, ask.by, tenant)
     return Answer(_user(user))
+
+
+def _called(body: persons.UserNew | persons.Redemption) -> tuple[str, str | None]:
+    """A person's name and address. Raises Wrong."""
+    return fields.name(body.name, "$.name"), fields.email(body.email, "$.email")
 
 
 def _known(office: Office, tenant: str, path: str = "$.tenant") -> None:
@@ -87,7 +94,7 @@ async def get_user(office: Office, ask: Ask) -> Answer:
 
 
 async def disable_user(office: Office, ask: Ask) -> Answer:
-    """Ends a person's every session and token."""
+    """Ends a person's every session, token and key."""
     await office.desk.disable_user(ask.names["user_id"], ask.by)
     return Answer()
 
@@ -153,8 +160,8 @@ async def put_membership(office: Office, ask: Ask) -> Answer:
 
 
 async def delete_membership(office: Office, ask: Ask) -> Answer:
-    """Takes it."""
-    await office.store.revoke_role(ask.names["user_id"], _place(ask), wall_us(), ask.by, _seen(ask))
+    """Takes it, and what the person holds there."""
+    await office.desk.revoke_role(ask.names["user_id"], _place(ask), ask.by, _seen(ask))
     return Answer()
 
 
@@ -275,20 +282,24 @@ async def redeem_invite(office: Office, ask: Ask) -> Answer:
     """Takes an invite up: as a new person, or, with a session's token, as the person of that session."""
     body: persons.Redemption = ask.body
     now_us = wall_us()
-    user = User(new_id("usr"), body.name, now_us, email=body.email)
+    name, email = _called(body)
+    user = User(new_id("usr"), name, now_us, email)
     bearer = Actor("invite", user.user_id, None, None)
     if ask.caller is not None:
         known = await office.store.user(ask.actor.id) if ask.actor.kind == "user" else None
         if known is None:
             raise unauthorized()
         user, bearer = known, ask.actor
-    secret = new_token("session")
+    secret, digest, failures = new_token("session"), digest_of(body.token), office.callers.failures
     until_us = now_us + bounds.SESSION_SECONDS_MAX * 1_000_000
     session = Session(new_id("ses"), user.user_id, None, ask.peer, now_us, until_us)
+    if failures.above(ask.peer) and not await office.store.invite_waits(digest, now_us):
+        # Each attempt is put on record, and whoever guesses needs no credential: the log must not be theirs to fill.
+        failures.note(ask.peer)
     try:
-        used = await office.store.redeem(digest_of(body.token), user, session, digest_of(secret), By(bearer, ask.peer))
+        used = await office.store.redeem(digest, user, session, digest_of(secret), By(bearer, ask.peer))
     except NotDone:
-        office.callers.failures.note(ask.peer)
+        failures.note(ask.peer)
         raise
     return Answer(made(msgspec.structs.replace(session, tenant=used.tenant), used.role, secret))
 

@@ -22,6 +22,7 @@ _PROBLEMS = {
     409: "Cannot be done as things stand, or the Idempotency-Key stands for another request",
     412: "Changed since it was last seen",
     413: "The body is too large",
+    414: "The query is too long",
     415: "The body is not JSON",
     421: "Another server's name",
     422: "A field is not as it must be; `path` says which",
@@ -147,6 +148,8 @@ def _failures(operation: Operation) -> dict[str, Any]:
         codes |= {401, 403, 404, 422, 429, 503}
     if operation.body is not None:
         codes |= {408, 413, 415}
+    if operation.query is not None:
+        codes |= {414}
     if operation.method != "GET":
         codes |= {409}
     if operation.match:

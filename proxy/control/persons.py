@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from proxy import bounds
-from proxy.control.nouns import Asked, Id, Paged, PersonText, Token
+from proxy.control.nouns import Asked, Email, Id, Paged, PersonName, PersonText, Token
 from proxy.identity.roles import Role
 from proxy.policy.schema import TenantName
 
@@ -40,8 +40,8 @@ class InTenant(Paged, frozen=True, kw_only=True):
 class UserNew(Asked, frozen=True, kw_only=True):
     """A person to be added, who is to belong to `tenant`. Their role there is given apart."""
 
-    name: PersonText
-    email: PersonText | None = None
+    name: PersonName
+    email: Email | None = None
     issuer: PersonText | None = None
     subject: PersonText | None = None
     tenant: TenantName | None = None
@@ -160,8 +160,8 @@ class Redemption(Asked, frozen=True, kw_only=True):
     """The token of an invite, and who brings it."""
 
     token: Token
-    name: PersonText
-    email: PersonText | None = None
+    name: PersonName
+    email: Email | None = None
 
 
 class Me(Struct, frozen=True, kw_only=True):

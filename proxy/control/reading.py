@@ -12,6 +12,7 @@ from proxy import bounds
 from proxy.control.nouns import Asked
 from proxy.control.problems import Problem, invalid
 from proxy.identity.claims import strict_json
+from proxy.policy.patterns import plain
 
 T = TypeVar("T", bound=Asked)
 _AT = re.compile(r"^(?P<text>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -66,7 +67,7 @@ def _invalid(error: msgspec.ValidationError, said: dict[str, Any]) -> Problem:
     if unknown:
         # Its own path, whether it is unknown to everybody or the server's to say.
         return invalid("unknown field, or one that is not the client's to say", f"{path}.{unknown[1][:64]}")
-    return invalid(text[:300], path)
+    return invalid(plain(text)[:300], path)
 
 
 def media_type(value: str | None) -> None:

@@ -51,6 +51,21 @@ class _Connection(web.RequestHandler):
         self.spoke()
         super().connection_lost(exc)
 
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What the parser could not read is answered as everything is, and nothing of it is repeated."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun")
+        problem = _unreadable() if status < 500 else _internal()
+        response = _response(problem.status, problem.body())
+        response.force_close()
+        return response
+
     def spoke(self) -> None:
         """Its first request is here; from now on the bound on idle connections holds."""
         if self._timer is not None:
@@ -106,7 +121,7 @@ class Port:
             if problem is None:
                 # Its name and place alone: what it holds may be somebody's secret.
                 self._log.error(f"internal error: {type(error).__name__} in {operation.id if operation else '-'}")
-                problem = Problem(500, "internal_error", "Something went wrong here; the log has its name.")
+                problem = _internal()
             response = _response(problem.status, problem.body(), problem.headers)
             if not request.content.at_eof():
                 response.force_close()  # a body that nobody will read
@@ -194,6 +209,14 @@ class Port:
             return response
         finally:
             await lines.aclose()
+
+
+def _unreadable() -> Problem:
+    return Problem(400, "bad_request", "The head of the request cannot be read.")
+
+
+def _internal() -> Problem:
+    return Problem(500, "internal_error", "Something went wrong here; the log has its name.")
 
 
 async def _write(response: web.StreamResponse, part: bytes) -> None:

@@ -13,12 +13,14 @@ from proxy._fastpath import Arena
 from proxy.clock import boot_id, wall_us
 from proxy.control.persons import SessionMade
 from proxy.control.policies import Policies
-from proxy.control.problems import Problem
+from proxy.control.problems import Problem, invalid
+from proxy.errors import Refusal
 from proxy.identity.actor import By
 from proxy.identity.claims import Person, read
 from proxy.identity.credentials import digest_of, new_id, new_token
 from proxy.identity.issuers import Issuers
 from proxy.identity.roles import Actor
+from proxy.identity.tenancy import resolve
 from proxy.identity.tokens import Tokens
 from proxy.settings import Settings
 from proxy.store.store import Session, Store
@@ -94,8 +96,9 @@ def _audiences(said: object) -> list[object]:
 
 
 def _place(person: Person, tenant: str | None) -> str:
-    if tenant is None and len(person.tenants) == 1:
-        return person.tenants[0]
-    if tenant in person.tenants and tenant is not None:
-        return tenant
-    raise Problem(403, "no_role", "The token's person has no role there.")
+    try:
+        return resolve(person.tenants, None if tenant is None else tenant.encode())
+    except Refusal as refused:
+        if refused.code == "tenant_required":
+            raise invalid("the token speaks for several tenants: say which", "$.tenant") from None
+        raise Problem(403, "no_role", "The token's person has no role there.") from None

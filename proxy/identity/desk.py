@@ -14,6 +14,7 @@ from proxy.clock import wall_us
 from proxy.identity import keys
 from proxy.identity.actor import By
 from proxy.store.keys import KeyRow
+from proxy.store.people import Seen
 from proxy.store.store import Store
 
 
@@ -107,6 +108,11 @@ class Desk:
             await self._tell(board.KEYS_GENERATION)
 
     async def disable_user(self, user_id: str, by: By) -> None:
-        """Ends a person's sessions and tokens."""
+        """Ends a person's sessions, tokens and keys."""
         await self._store.disable_user(user_id, wall_us(), by)
+        await self._tell(board.KEYS_GENERATION)
+
+    async def revoke_role(self, user_id: str, tenant: str | None, by: By, seen: Seen | None = None) -> None:
+        """Takes a person's role there, and ends their sessions and keys there."""
+        await self._store.revoke_role(user_id, tenant, wall_us(), by, seen)
         await self._tell(board.KEYS_GENERATION)

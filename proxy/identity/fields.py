@@ -1,4 +1,4 @@
-"""What may be said of a key, whoever says it: the command line or the admin API. Pure.
+"""What may be said of a key or a person, whoever says it: the command line or the admin API. Pure.
 
 `where` names the place in the caller's own words, such as `--model` or `$.models`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from typing import Any, get_args
+from unicodedata import is_normalized
 
 from proxy import bounds
 from proxy.identity.roles import SERVICE_RIGHTS
@@ -24,13 +25,41 @@ class Wrong(Exception):
     """What is asked for cannot be done; the text says where it is wrong and what would be right."""
 
 
-def text(value: str | None, where: str) -> str | None:
-    """A word for people."""
-    size = len((value or "").encode("utf-8", "surrogatepass"))
-    if size > bounds.KEY_TEXT_BYTES_MAX:
-        raise Wrong(f"{where}: {size} bytes; at most {bounds.KEY_TEXT_BYTES_MAX}")
-    if value is not None and not value.isprintable():
-        raise Wrong(f"{where}: has a character that cannot be shown")
+def text(value: str | None, where: str, bytes_max: int = bounds.KEY_TEXT_BYTES_MAX) -> str | None:
+    """A word for people. Two that look the same are the same, as far as that can be had: people compare by eye."""
+    if value is None:
+        return None
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > bytes_max:
+        raise Wrong(f"{where}: {size} bytes; at most {bytes_max}")
+    _shown(value, where)
+    if value != value.strip():
+        raise Wrong(f"{where} {value!r}: begins or ends with a space")
+    if not is_normalized("NFC", value):
+        raise Wrong(f"{where} {value!r}: has letters and their marks apart; write it in Unicode's form NFC")
+    return value
+
+
+def _shown(value: str, where: str) -> None:
+    if not value.isprintable():  # what moves a cursor, or turns the line round, could show what is not there
+        raise Wrong(f"{where} {value[:100]!a}: has a character that cannot be shown")
+
+
+def name(value: str, where: str) -> str:
+    """A person's name."""
+    if not value:
+        raise Wrong(f"{where}: is empty")
+    text(value, where, bounds.PEOPLE_TEXT_BYTES_MAX)
+    return value
+
+
+def email(value: str | None, where: str) -> str | None:
+    """An e-mail address, for people to read: nobody is known by it, so it is kept as it is written."""
+    text(value, where, bounds.PEOPLE_TEXT_BYTES_MAX)
+    if value is not None:
+        before, sign, after = value.rpartition("@")
+        if not before or not sign or not after or "@" in before or " " in value:
+            raise Wrong(f"{where} {value!r}: must be an address such as ada@example.com")
     return value
 
 
@@ -52,6 +81,8 @@ def names(words: Sequence[str] | None, where: str, known: Sequence[str] | None =
             raise Wrong(f"{where} {word!r}: must be one of {', '.join(known)}")
         if not word or len(word.encode("utf-8", "surrogatepass")) > bounds.MODEL_BYTES_MAX:
             raise Wrong(f"{where} {word[:100]!r}: must have 1 to {bounds.MODEL_BYTES_MAX} bytes")
+        if not (word.isascii() and word.isprintable()) or " " in word:
+            raise Wrong(f"{where} {word!a}: must be of ASCII letters, digits and signs, without a space")
     return tuple(dict.fromkeys(words))
 
 
@@ -86,6 +117,9 @@ def tags(pairs: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     size = sum(len(word.encode("utf-8", "surrogatepass")) for pair in pairs for word in pair)
     if size > bounds.TAGS_BYTES_MAX:
         raise Wrong(f"the tags have {size} bytes together: at most {bounds.TAGS_BYTES_MAX}")
+    for pair in pairs:
+        for word in pair:
+            _shown(word, f"tag {pair[0]!a}")
     return tuple(pairs)
 
 

@@ -96,13 +96,22 @@ class Forbidden(Exception):
     """The actor may not; the message says who, what, where, and which role could."""
 
 
+class TooWide(Forbidden):
+    """A key that is more than its issuer; the message speaks of the issuer alone, who may read it."""
+
+
 class Scope(Struct, frozen=True):
-    """What a key is narrowed to. None: whatever tenant and plan allow; `networks` are CIDR blocks."""
+    """What a key is narrowed to. None: whatever tenant and plan allow; `networks` are CIDR blocks.
+
+    `limits` are the key's own, by name: a budget's has its period in it, so that only like is compared with like.
+    """
 
     endpoints: tuple[str, ...] | None = None
     models: tuple[str, ...] | None = None
     networks: tuple[str, ...] | None = None
     expires_us: int | None = None  # wall clock
+    plan: str | None = None
+    limits: tuple[tuple[str, int], ...] = ()
 
 
 class Actor(Struct, frozen=True):
@@ -221,13 +230,13 @@ def may_issue(
     may(actor, action, tenant, owner)
     for right in rights:
         if right not in SERVICE_RIGHTS:
-            raise Forbidden(f"{right} cannot be a key's right; a key may hold: {', '.join(sorted(SERVICE_RIGHTS))}")
+            raise TooWide(f"{right} cannot be a key's right; a key may hold: {', '.join(sorted(SERVICE_RIGHTS))}")
         if reach(actor, right) not in ("all", "tenant"):
-            raise Forbidden(f"{actor} may not give {right} to a key: it does not hold that for {_place(tenant)}")
+            raise TooWide(f"{actor} may not give {right} to a key: it does not hold that for {_place(tenant)}")
     if actor.kind == "key":
         wider = _wider(actor.scope, scope)
         if wider:
-            raise Forbidden(f"{actor} may not issue a key with wider {wider} than its own")
+            raise TooWide(f"{actor} may not issue a key with wider {wider} than its own")
 
 
 def _wider(outer: Scope, inner: Scope) -> str | None:
@@ -240,7 +249,10 @@ def _wider(outer: Scope, inner: Scope) -> str | None:
         return "networks"
     if outer.expires_us is not None and (inner.expires_us is None or inner.expires_us > outer.expires_us):
         return "lifetime"
-    return None
+    if outer.plan not in (None, inner.plan):
+        return "plan"  # of two plans nobody knows here which is the wider one
+    own = dict(inner.limits)
+    return next((name for name, most in outer.limits if own.get(name, most + 1) > most), None)
 
 
 def _within(outer: tuple[str, ...] | None, inner: tuple[str, ...] | None) -> bool:

@@ -24,6 +24,7 @@ from proxy.identity.claims import Parts, Person, algorithm, person, read, refusa
 from proxy.identity.issuers import Issuers
 from proxy.identity.jwks import Key, KeySet
 from proxy.identity.keys import Known
+from proxy.identity.tenancy import resolve
 from proxy.policy.snapshot import Issuer
 
 log = logging.getLogger("weir.identity")
@@ -46,18 +47,6 @@ class Verified:
         self.key = key
         self.person = who
         self.known: dict[str, Known] = {}  # by the tenant it was used in
-
-    def tenant(self, asked: bytes | None) -> str:
-        """The tenant of this call: the token's only one, or the one of several that the client asks for."""
-        tenants = self.person.tenants
-        if asked is None:
-            if len(tenants) == 1:
-                return tenants[0]
-            raise Refusal("tenant_required")
-        for tenant in tenants:
-            if tenant.encode() == asked:
-                return tenant
-        raise Refusal("tenant_mismatch")
 
 
 class Tokens:
@@ -107,7 +96,7 @@ class Tokens:
         if wall_us() >= found.person.expires_us:
             del self._verified[digest]
             raise refusal("token_expired")
-        known = found.known.get(found.tenant(asked))
+        known = found.known.get(resolve(found.person.tenants, asked))
         if known is None or known.generation != self._arena.word(board.KEYS_GENERATION):
             return None
         return known
@@ -119,7 +108,7 @@ class Tokens:
         if found is None or not found.key.published or now_ns() >= found.keys.stale_ns:
             self._verified.pop(digest, None)
             found = await self._verify(token, digest)
-        tenant = found.tenant(asked)
+        tenant = resolve(found.person.tenants, asked)
         # The word is read before the table: a change between the two makes this entry stale, never fresh.
         generation = self._arena.word(board.KEYS_GENERATION)
         who = found.person

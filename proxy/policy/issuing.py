@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from proxy import bounds
+from proxy.policy.patterns import whole
 from proxy.policy.process import Endpoint, Written
 
 # Asymmetric ones alone: with a shared secret, whoever can check a token can make one.
@@ -18,7 +19,7 @@ TYPES: tuple[Type, ...] = ("at+jwt", "JWT")
 Name = Annotated[
     str,
     Meta(
-        pattern=r"^[!-~]+$",
+        pattern=whole(r"[!-~]+"),
         max_length=bounds.CLAIM_NAME_BYTES_MAX,
         extra={"rule": "printable ASCII without spaces"},
     ),
@@ -27,7 +28,7 @@ GroupName = Annotated[str, Meta(max_length=bounds.CLAIM_NAME_BYTES_MAX)]
 Domain = Annotated[
     str,
     Meta(
-        pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)+$",
+        pattern=whole(r"[a-z0-9-]+(\.[a-z0-9-]+)+"),
         max_length=253,
         extra={"rule": "a domain in lower case, such as example.com"},
     ),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from proxy import bounds
+from proxy.policy.patterns import whole
 
 Endpoint = Literal["chat.completions", "completions", "embeddings"]
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -14,7 +15,7 @@ Cidr = Annotated[str, Meta(max_length=49)]
 TenantDomain = Annotated[
     str,
     Meta(
-        pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$",
+        pattern=whole(r"[a-z0-9-]+(\.[a-z0-9-]+)*"),
         max_length=200,
         extra={"rule": "a domain in lower case, such as weir.example.com"},
     ),
@@ -122,7 +123,9 @@ class Control(Written, frozen=True):
     tls: Annotated[Tls | None, Meta(description="Serve https; without it http.", extra={"default": "none"})] = None
     hosts: Annotated[
         list[
-            Annotated[str, Meta(pattern=r"^[a-z0-9.-]+$", max_length=253, extra={"rule": "a host name in lower case"})]
+            Annotated[
+                str, Meta(pattern=whole(r"[a-z0-9.-]+"), max_length=253, extra={"rule": "a host name in lower case"})
+            ]
         ],
         Meta(
             description="Names under which it is called, besides localhost and addresses.",

@@ -15,6 +15,7 @@ from msgspec import Meta, field
 from proxy import bounds
 from proxy.policy import process
 from proxy.policy.issuing import Issuer
+from proxy.policy.patterns import whole
 from proxy.policy.process import Endpoint, Identity, Journal, Listen, Log, Metrics, OnRevoke, Retention, Written
 
 ENCODINGS = ("o200k_base", "cl100k_base", "o200k_harmony")  # tokenizers that Weir has inside
@@ -23,7 +24,7 @@ EVERY = "*"  # as a model's name: any other name, passed on unchanged; in a list
 TenantName = Annotated[
     str,
     Meta(
-        pattern=r"^[a-z0-9][a-z0-9_-]*$",
+        pattern=whole(r"[a-z0-9][a-z0-9_-]*"),
         max_length=bounds.TENANT_NAME_BYTES_MAX,
         extra={"rule": "lower-case letters, digits, - and _, beginning with a letter or digit"},
     ),
@@ -31,7 +32,7 @@ TenantName = Annotated[
 UpstreamName = Annotated[
     str,
     Meta(
-        pattern=r"^[a-z0-9][a-z0-9_.-]*$",
+        pattern=whole(r"[a-z0-9][a-z0-9_.-]*"),
         max_length=bounds.UPSTREAM_NAME_BYTES_MAX,
         extra={"rule": "lower-case letters, digits, ., - and _, beginning with a letter or digit"},
     ),
@@ -39,7 +40,7 @@ UpstreamName = Annotated[
 ModelName = Annotated[
     str,
     Meta(
-        pattern=r"^[!-~]+$",
+        pattern=whole(r"[!-~]+"),
         max_length=bounds.MODEL_BYTES_MAX,
         extra={"rule": "printable ASCII without spaces"},
     ),
@@ -49,14 +50,16 @@ ModelNames = Annotated[list[ModelName], Meta(min_length=1)]
 TokenizerName = Annotated[
     str,
     Meta(
-        pattern=rf"^(auto|estimate|{'|'.join(ENCODINGS)}|file:.+)$",
+        pattern=whole(rf"(auto|estimate|{'|'.join(ENCODINGS)}|file:.+)"),
         max_length=bounds.TOKENIZER_NAME_BYTES_MAX,
         extra={"rule": f"auto, estimate, {', '.join(ENCODINGS)} or file:/path/tokenizer.json"},
     ),
 ]
 HeaderName = Annotated[
     str,
-    Meta(pattern=r"^[A-Za-z0-9-]+$", max_length=bounds.TAG_HEADER_BYTES_MAX, extra={"rule": "letters, digits and -"}),
+    Meta(
+        pattern=whole(r"[A-Za-z0-9-]+"), max_length=bounds.TAG_HEADER_BYTES_MAX, extra={"rule": "letters, digits and -"}
+    ),
 ]
 Seconds = Annotated[float, Meta(ge=0.01, le=86_400, extra={"unit": "seconds"})]
 Count = Annotated[int, Meta(ge=1, le=bounds.LIMIT_MAX)]
@@ -400,7 +403,7 @@ class PricesFile(Written, frozen=True):
         Meta(
             min_length=1,
             max_length=bounds.PRICE_VERSION_BYTES_MAX,
-            pattern=r"^[!-~]*$",
+            pattern=whole(r"[!-~]*"),
             description="Name of this price list; stands in every usage row.",
             examples=["2025-06"],
             extra={"rule": "printable ASCII without spaces"},

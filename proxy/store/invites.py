@@ -103,6 +103,13 @@ class Invites(People):
 
         await self.audited(by, Attempt("invites.revoke", None, invite_id), work)
 
+    async def invite_waits(self, digest: bytes, now_us: int) -> bool:
+        """Whether an invite of this digest can still be taken up, as far as a look tells."""
+        query = select(invites.c.invite_id).where(invites.c.digest == digest, invites.c.expires_us > now_us)
+        query = query.where(invites.c.used_us.is_(None), invites.c.revoked_us.is_(None))
+        async with self.reading() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def redeem(self, digest: bytes, user: User, session: Session, session_digest: bytes, by: By) -> Invite:
         """Takes an invite up, once: the person gets its role, and a session in its place whatever `session` says.
 

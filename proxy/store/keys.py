@@ -69,7 +69,14 @@ class KeyRow(Struct, frozen=True):
     @property
     def scope(self) -> Scope:
         """What it is narrowed to."""
-        return Scope(self.endpoints, self.models, self.networks, self.ends_us)
+        return Scope(self.endpoints, self.models, self.networks, self.ends_us, self.plan, self._limits)
+
+    @property
+    def _limits(self) -> tuple[tuple[str, int], ...]:
+        period = self.budget_period
+        named = {name: name for name in ("requests_per_minute", "tokens_per_minute", "concurrency")}
+        named |= {name: f"{name} ({period})" for name in ("budget_nanos", "budget_tokens")}
+        return tuple((said, most) for name, said in named.items() if (most := getattr(self, name)) is not None)
 
 
 _LISTS = ("endpoints", "models", "rights", "networks")
@@ -199,7 +206,7 @@ class Keys(Auditing):
             row = await self._found(connection, key_id, by, "keys.revoke")
             if row.revoked_us is not None:
                 raise NotDone(f"key {key_id} is revoked already")
-            await self._revoke(connection, [row], at_us, reason, notes)
+            await end_keys(connection, notes, [row], at_us, reason)
 
         await self.audited(by, Attempt("keys.revoke", None, key_id), work)
 
@@ -216,23 +223,23 @@ class Keys(Auditing):
         """Ends every key that is still valid and fits all that is given; returns their ids.
 
         An owner's keys in every tenant are the platform's to end. More than KEYS_REVOKED_MAX are ended in several
-        transactions: should one fail, what was ended stays so. Raises Forbidden, and ValueError when nothing is given:
-        that would end all.
+        transactions: should one fail, what was ended stays so. Raises Forbidden, and ValueError when nothing is given,
+        which would end all, or an empty word, as a shell makes it of a variable that is not set.
         """
-        wanted = {"tenant": tenant, "owner": owner, "name": name}
-        conditions: list[ColumnElement[bool]] = [keys.c[word] == value for word, value in wanted.items() if value]
-        if not conditions:
-            raise ValueError("which keys? give a tenant, an owner or a name")
-        target = " ".join(f"{word}={value}" for word, value in wanted.items() if value)
+        wanted = {
+            word: said for word, said in (("tenant", tenant), ("owner", owner), ("name", name)) if said is not None
+        }
+        if not wanted or "" in wanted.values():
+            raise ValueError("which keys? give a tenant, an owner or a name, and none of them empty")
+        conditions: list[ColumnElement[bool]] = [keys.c[word] == said for word, said in wanted.items()]
+        target = " ".join(f"{word}={said}" for word, said in wanted.items())
 
         async def work(connection: AsyncConnection, notes: Notes) -> list[str]:
             may(by.actor, "keys.revoke", tenant, owner)
-            query = select(keys).where(*conditions, keys.c.revoked_us.is_(None)).order_by(keys.c.key_id)
-            query = query.limit(bounds.KEYS_REVOKED_MAX)
-            rows = [_key(row) for row in await connection.execute(query.with_for_update())]
+            rows = await valid_keys(connection, conditions, bounds.KEYS_REVOKED_MAX)
             # The request itself is on record too: it also says what was meant when there was nothing to end.
             notes.add("keys.revoke", tenant, target, None, {"revoked": len(rows)}, reason)
-            await self._revoke(connection, rows, at_us, reason, notes)
+            await end_keys(connection, notes, rows, at_us, reason)
             return [row.key_id for row in rows]
 
         done: list[str] = []
@@ -241,17 +248,6 @@ class Keys(Auditing):
             done += part
             if len(part) < bounds.KEYS_REVOKED_MAX:
                 return done
-
-    async def _revoke(
-        self, connection: AsyncConnection, rows: Sequence[KeyRow], at_us: int, reason: str, notes: Notes
-    ) -> None:
-        for start in range(0, len(rows), 500):
-            part = [row.key_id for row in rows[start : start + 500]]
-            change = update(keys).where(keys.c.key_id.in_(part))
-            await connection.execute(change.values(revoked_us=at_us, revoked_reason=reason or None))
-        for row in rows:
-            ended = msgspec.structs.replace(row, revoked_us=at_us, revoked_reason=reason or None)
-            notes.add("keys.revoke", row.tenant, row.key_id, described(row), described(ended), reason)
 
     async def _found(self, connection: AsyncConnection, key_id: str, by: By, action: Action) -> KeyRow:
         """The key, locked. One that the actor may not even see is as absent as one that is not there."""
@@ -316,3 +312,23 @@ class Keys(Auditing):
 
 def _name(by: By) -> str:
     return f"{by.actor.kind} {by.actor.id}"
+
+
+# === inside a transaction ===
+
+
+async def valid_keys(connection: AsyncConnection, conditions: Sequence[ColumnElement[bool]], most: int) -> list[KeyRow]:
+    """At most so many keys that are not revoked, locked."""
+    query = select(keys).where(*conditions, keys.c.revoked_us.is_(None)).order_by(keys.c.key_id).limit(most)
+    return [_key(row) for row in await connection.execute(query.with_for_update())]
+
+
+async def end_keys(connection: AsyncConnection, notes: Notes, rows: Sequence[KeyRow], at_us: int, reason: str) -> None:
+    """Revokes them and notes it."""
+    for start in range(0, len(rows), 500):
+        part = [row.key_id for row in rows[start : start + 500]]
+        change = update(keys).where(keys.c.key_id.in_(part))
+        await connection.execute(change.values(revoked_us=at_us, revoked_reason=reason or None))
+    for row in rows:
+        ended = msgspec.structs.replace(row, revoked_us=at_us, revoked_reason=reason or None)
+        notes.add("keys.revoke", row.tenant, row.key_id, described(row), described(ended), reason)

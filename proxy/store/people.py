@@ -12,14 +12,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
-from sqlalchemy import Row, and_, delete, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
 from proxy.identity.actor import By
 from proxy.identity.roles import Actor, Forbidden, Role, allowed, check_place, may, may_grant, may_switch
 from proxy.store.audit import Absent, Attempt, Auditing, NotDone, Notes, Stale
-from proxy.store.schema import memberships, sessions, users
+from proxy.store.keys import end_keys, valid_keys
+from proxy.store.schema import keys, memberships, sessions, users
 
 PLATFORM = ""  # how the tables write the platform
 
@@ -56,6 +57,10 @@ class Session(Struct, frozen=True):
     created_us: int
     expires_us: int
     revoked_us: int | None = None
+
+
+# Whether what a person is there is what the caller last saw.
+Seen = Callable[[Membership | None], bool]
 
 
 def place_of(tenant: str | None) -> str:
@@ -95,7 +100,7 @@ class People(Auditing):
         await self.audited(by, Attempt("users.create", tenant, user.user_id), work)
 
     async def disable_user(self, user_id: str, at_us: int, by: By) -> None:
-        """Ends a person's every session, and lets none begin. Keys of theirs are ended by `revoke_keys`."""
+        """Ends a person's every session and every key that they own, and lets none begin."""
 
         async def work(connection: AsyncConnection, notes: Notes) -> None:
             may(by.actor, "users.write", None)
@@ -108,6 +113,7 @@ class People(Auditing):
             notes.add("users.write", None, user_id, asdict(user), asdict(after))
             open_ones = and_(sessions.c.user_id == user_id, sessions.c.revoked_us.is_(None))
             await _end_sessions(connection, notes, open_ones, at_us)
+            await _end_keys_of(connection, notes, user_id, [], at_us, "their owner was disabled")
 
         await self.audited(by, Attempt("users.write", None, user_id), work)
 
@@ -141,7 +147,7 @@ class People(Auditing):
         tenant: str | None,
         at_us: int,
         by: By,
-        seen: Callable[[Membership | None], bool] | None = None,
+        seen: Seen | None = None,
     ) -> Membership:
         """Makes the person this, there, instead of what they were there. ValueError: role and place do not fit.
 
@@ -174,9 +180,9 @@ class People(Auditing):
         tenant: str | None,
         at_us: int,
         by: By,
-        seen: Callable[[Membership | None], bool] | None = None,
+        seen: Seen | None = None,
     ) -> None:
-        """Takes the person's role there and ends their sessions there. `seen` as with `grant_role`."""
+        """Takes the person's role there and ends their sessions and keys there. `seen` as with `grant_role`."""
 
         async def work(connection: AsyncConnection, notes: Notes) -> None:
             may(by.actor, "roles.revoke", tenant)
@@ -193,6 +199,9 @@ class People(Auditing):
             notes.add("roles.revoke", tenant, user_id, asdict(old), None)
             theirs = and_(sessions.c.user_id == user_id, sessions.c.tenant == place_of(tenant))
             await _end_sessions(connection, notes, and_(theirs, sessions.c.revoked_us.is_(None)), at_us)
+            if tenant is not None:
+                here = [keys.c.tenant == tenant]
+                await _end_keys_of(connection, notes, user_id, here, at_us, "their owner has no role there any more")
 
         await self.audited(by, Attempt("roles.revoke", tenant, user_id), work)
 
@@ -392,3 +401,18 @@ async def _end_sessions(connection: AsyncConnection, notes: Notes, which: Any, a
     for session in found:
         after = msgspec.structs.replace(session, revoked_us=at_us)
         notes.add("sessions.revoke", session.tenant, session.session_id, asdict(session), asdict(after))
+
+
+async def _end_keys_of(
+    connection: AsyncConnection,
+    notes: Notes,
+    user_id: str,
+    conditions: Sequence[ColumnElement[bool]],
+    at_us: int,
+    reason: str,
+) -> None:
+    """What somebody holds by themselves goes with them: nobody would think of it again."""
+    rows = await valid_keys(connection, [keys.c.owner == user_id, *conditions], bounds.KEYS_REVOKED_MAX + 1)
+    if len(rows) > bounds.KEYS_REVOKED_MAX:
+        raise NotDone(f"user {user_id} owns more than {bounds.KEYS_REVOKED_MAX} valid keys: end those first")
+    await end_keys(connection, notes, rows, at_us, reason)

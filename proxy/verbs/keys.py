@@ -164,10 +164,15 @@ async def _revoke(args: argparse.Namespace, process: Settings) -> None:
             done = [args.key_id]
         else:
             done = await changing.revoke_keys(operator(), tenant=args.tenant, owner=args.user, reason=args.reason)
-    if args.key_id is not None:
-        print(json.dumps({"key_id": args.key_id, "revoked": True}) if args.json else f"{args.key_id} is revoked")
+    if args.json:
+        print(json.dumps({"key_ids": done, "revoked": len(done)}))
+    elif args.key_id is not None:
+        print(f"{args.key_id} is revoked")
+    elif done:
+        print(f"{len(done)} key{'s are' if len(done) > 1 else ' is'} revoked")
     else:
-        print(json.dumps({"key_ids": done, "revoked": len(done)}) if args.json else f"{len(done)} keys are revoked")
+        whose = [f"{option} {word!r}" for option, word in (("--tenant", args.tenant), ("--user", args.user)) if word]
+        print(f"no key is revoked: none of {' and '.join(whose)} is valid")
 
 
 def new_row(process: Settings, tenant: str, name: str, **fields: Any) -> tuple[str, KeyRow]:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from proxy import board
+from proxy._fastpath import Arena
+from proxy.clock import boot_id, wall_us
 from proxy.identity.actor import By
 from proxy.identity.roles import SERVICE_RIGHTS, Actor
-from tests.control.admin import Admin, Reply, admin
+from tests.control.admin import OPERATOR, Admin, Reply, admin
 from tests.control.neighbours import move_in, pairs
 
 
@@ -103,11 +106,12 @@ def test_nobody_climbs(url: str, tmp_path: Path) -> None:
 
 
 def test_a_service_key_gives_no_more_than_it_has(sqlite_url: str, tmp_path: Path) -> None:
-    """What it makes is within its own rights, models, endpoints, networks and lifetime, also by rotation and change."""
+    """What it makes is within its own rights, plan, limits, models, networks and life, also by rotation and change."""
 
     async def work() -> None:
         async with admin(tmp_path, sqlite_url) as api:
             narrow = {"endpoints": ("embeddings",), "models": ("m",), "networks": ("127.0.0.0/8",), "seconds": 3600}
+            narrow |= {"plan": "small", "requests_per_minute": 5, "budget_tokens": 9, "budget_period": "day"}
             rights = ("keys.create", "keys.read", "keys.rotate")
             _, service = await api.key(rights=rights, **narrow)
             good = {
@@ -115,6 +119,10 @@ def test_a_service_key_gives_no_more_than_it_has(sqlite_url: str, tmp_path: Path
                 "models": ["m"],
                 "networks": ["127.0.0.1/32"],
                 "expires_in_seconds": 60,
+                "plan": "small",
+                "requests_per_minute": 5,
+                "budget_tokens": 9,
+                "budget_period": "day",
             }
             assert (await api.call("POST", "/keys", service, {**good, "rights": list(rights)})).status == 201
             wider: list[dict[str, Any]] = [
@@ -126,9 +134,23 @@ def test_a_service_key_gives_no_more_than_it_has(sqlite_url: str, tmp_path: Path
                 {"expires_in_seconds": 7200},
                 {"expires_in_seconds": None},
                 {"rights": ["keys.revoke"]},
+                {"plan": None},
+                {"plan": "all"},
+                {"requests_per_minute": None},
+                {"requests_per_minute": 6},
+                {"budget_tokens": 10},
+                {"budget_period": "month"},
             ]
             for one in wider:
                 await refused(api, "POST", "/keys", service, {**good, **one})
+            reply = await api.call("POST", "/keys", service, {**good, "models": None})
+            assert "wider models than its own" in reply.said["error"]["message"]
+            child = await api.call("POST", "/keys", service, good)
+            tag = {"if-match": child.etag}
+            path = f"/keys/{child.said['key_id']}"
+            reply = await api.call("PATCH", path, service, {"requests_per_minute": None}, headers=tag)
+            assert reply.status == 403
+            assert (await api.call("PATCH", path, service, {"requests_per_minute": 4}, headers=tag)).status == 200
             wide, _ = await api.key()
             await refused(api, "POST", f"/keys/{wide.key_id}/rotate", service, {})
             tag = (await api.call("GET", f"/keys/{wide.key_id}", service)).etag
@@ -151,5 +173,57 @@ def test_who_loses_a_role_loses_their_invites(sqlite_url: str, tmp_path: Path) -
             etag = (await api.call("GET", path, api.root)).etag
             await api.call("DELETE", path, api.root, headers={"if-match": etag})
             assert (await api.call("POST", "/invites/redeem", None, {"token": token, "name": "n"})).status == 403
+
+    asyncio.run(work())
+
+
+def test_an_empty_name_is_nobodys(sqlite_url: str, tmp_path: Path) -> None:
+    """To end the keys of "" is refused, and ends neither everybody's of a tenant nor everybody's everywhere."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            row, _ = await api.key()
+            _, tenant_admin = await api.person("tenant_admin", "acme")
+            for token in (api.root, tenant_admin):
+                for body in ({"owner": ""}, {"tenant": "acme", "owner": ""}, {"tenant": "", "owner": "anna"}):
+                    reply = await api.call("POST", "/keys/revoke", token, body)
+                    assert (reply.status, reply.code) == (422, "invalid"), body
+            assert [key.revoked_us for key in await api.store.list_keys() if key.key_id == row.key_id] == [None]
+
+    asyncio.run(work())
+
+
+def test_who_goes_takes_their_keys_along(url: str, tmp_path: Path) -> None:
+    """A person who is disabled loses the keys they own everywhere; who loses a role, those there. Others' stay."""
+
+    async def work() -> None:
+        async with admin(tmp_path, url) as api:
+            user, token = await api.person("tenant_member", "acme")
+            await api.store.grant_role(user.user_id, "tenant_member", "globex", wall_us(), OPERATOR)
+            own = (await api.call("POST", "/keys", token, {"name": "own"})).said["key_id"]
+            there, _ = await api.key("globex", owner=user.user_id)
+            teams, _ = await api.key("acme", owner="team-search")
+
+            async def ended() -> dict[str, str | None]:
+                rows = {row.key_id: row for row in await api.store.list_keys()}
+                return {key_id: rows[key_id].revoked_reason for key_id in (own, there.key_id, teams.key_id)}
+
+            generation = Arena(str(api.process.data_dir / "arena"), boot_id())
+            before = generation.word(board.KEYS_GENERATION)
+            tag = (await api.call("GET", f"/memberships/{user.user_id}/acme", api.root)).etag
+            path = f"/memberships/{user.user_id}/acme"
+            assert (await api.call("DELETE", path, api.root, headers={"if-match": tag})).status == 204
+            assert await ended() == {
+                own: "their owner has no role there any more",
+                there.key_id: None,
+                teams.key_id: None,
+            }
+            assert generation.word(board.KEYS_GENERATION) > before  # this host's workers are told at once
+            generation.close()
+            assert (await api.call("POST", f"/users/{user.user_id}/disable", api.root)).status == 204
+            assert (await ended())[there.key_id] == "their owner was disabled"
+            assert (await ended())[teams.key_id] is None
+            targets = {entry.target for entry in await api.store.audit_rows(action="keys.revoke")}
+            assert targets == {own, there.key_id}
 
     asyncio.run(work())

@@ -52,6 +52,18 @@ def test_unknown_and_server_owned_fields(sqlite_url: str, tmp_path: Path, operat
         (b'{"name":NaN}', 400, None),
         (b'{"name":"\\ud800"}', 400, None),
         (b'{"name":"\\u0000"}', 422, "$.name"),
+        # A line's end at the very end, before which Python's `$` stands too.
+        (b'{"name":"a\\n"}', 422, "$.name"),
+        (b'{"env":"live\\n"}', 422, "$.env"),
+        (b'{"models":["m\\n"]}', 422, "$.models[0]"),
+        (b'{"tags":{"a":"b\\n"}}', 422, "$.tags[...]"),
+        (b'{"owner":""}', 422, "$.owner"),
+        (b'{"owner":" anna"}', 422, "$.owner"),
+        (b'{"owner":"anna\\u202e"}', 422, "$.owner"),
+        (b'{"owner":"Ame\\u0301lie"}', 422, "$.owner"),
+        (b'{"tags":{"a":"\\u2066b"}}', 422, "$"),
+        (b'{"budget_tokens":9223372036854775808,"budget_period":"day"}', 422, "$.budget_tokens"),
+        (b'{"expires_in_seconds":1000000000000000000000}', 422, "$.expires_in_seconds"),
         (b'\xef\xbb\xbf{"name":"a"}', 400, None),
         (b'{"name":"\xff"}', 400, None),
         (b'{"name":null}', 422, "$.name"),
@@ -114,9 +126,44 @@ def test_headers_and_paths_that_are_odd(sqlite_url: str, tmp_path: Path) -> None
             for tag in ('W/"x"', "*", "x", '"a", "b"'):
                 reply = await api.call("PATCH", f"/keys/{row.key_id}", api.root, {}, headers={"if-match": tag})
                 assert (reply.status, reply.code) == (400, "bad_header"), tag
-            for query in ("limit=0", "limit=201", "limit=x", "zebra=1", "limit=1&limit=1", "tenant=%ff", "tenant=A%00"):
+            for query in (
+                "limit=0",
+                "limit=201",
+                "limit=x",
+                "zebra=1",
+                "limit=1&limit=1",
+                "tenant=%ff",
+                "tenant=acme%0a",
+            ):
                 assert (await api.call("GET", f"/keys?{query}", api.root)).status == 422, query
             assert (await api.call("GET", f"/keys?owner={'x' * 5000}", api.root)).status == 414
+            assert (await api.call("GET", "/usage?by=tenant%0a", api.root)).status == 422
+            assert (await api.call("GET", f"/keys?owner={'x' * 9000}", api.root)).code == "bad_request"
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["GET /admin/v1/me HTTP/1.1\r\nhost: x\r\nbad line\r\n\r\n", "\x16\x03\x01\r\n\r\n", "GET  / HTTP/9.9\r\n\r\n"],
+)
+def test_a_head_that_is_none(sqlite_url: str, tmp_path: Path, head: str) -> None:
+    """What the parser cannot read is answered as JSON like everything, repeats nothing, and ends the connection."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            host, port = api.base.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head.encode())
+            answer = await reader.read()
+            first, _, body = answer.partition(b"\r\n\r\n")
+            assert first.split()[1] == b"400"
+            assert b"cache-control: no-store" in first.lower()
+            assert json.loads(body) == {
+                "error": {"code": "bad_request", "message": "The head of the request cannot be read."}
+            }
+            writer.close()
+            await writer.wait_closed()
 
     asyncio.run(work())
 
@@ -151,6 +198,30 @@ def test_bad_credentials_are_counted_and_good_ones_served(sqlite_url: str, tmp_p
             assert 1 <= int(reply.headers["retry-after"]) <= 60
             assert (await api.call("GET", "/me", api.root)).status == 200
             assert (await api.call("GET", "/me")).status == 401  # who brings none has guessed nothing
+
+    asyncio.run(work())
+
+
+def test_whoever_guesses_invites_fills_no_log(sqlite_url: str, tmp_path: Path) -> None:
+    """Each guess is on record up to the limit, and none above it; a good invite from there is taken up all the same."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            _, good = await api.invite("acme", "tenant_member")
+            before = (await api.store.audit_head()).seq
+            for number in range(bounds.CONTROL_FAILURES_PER_MINUTE):
+                body = {"token": f"weir_invite_{number}", "name": "Mallory"}
+                assert (await api.call("POST", "/invites/redeem", None, body)).status == 409
+            recorded = (await api.store.audit_head()).seq
+            assert recorded == before + bounds.CONTROL_FAILURES_PER_MINUTE
+            for _ in range(3):
+                reply = await api.call("POST", "/invites/redeem", None, {"token": "x", "name": "Mallory"})
+                assert (reply.status, reply.code) == (429, "too_many_failures")
+            assert (await api.store.audit_head()).seq == recorded
+            body = {"token": good, "name": "Anna"}
+            assert (await api.call("POST", "/invites/redeem", None, body)).status == 201
+            reply = await api.call("POST", "/invites/redeem", None, body)  # it has been taken up, and is a guess now
+            assert reply.status == 429
 
     asyncio.run(work())
 

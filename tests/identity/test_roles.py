@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.identity.roles import (
     ACTIONS,
@@ -182,15 +183,22 @@ def test_a_key_gets_no_right_that_its_issuer_lacks() -> None:
         may_issue(member, "acme", "usr_1", Scope(), ("keys.read",), action="keys.rotate")
 
 
-NARROW = Scope(("chat.completions",), ("small",), ("10.0.0.0/8", "2001:db8::/32"), 1000)
+NARROW = Scope(
+    ("chat.completions",),
+    ("small",),
+    ("10.0.0.0/8", "2001:db8::/32"),
+    1000,
+    "small",
+    (("requests_per_minute", 10), ("budget_tokens (day)", 5)),
+)
 
 
 @pytest.mark.parametrize(
     ("scope", "wider"),
     [
         (NARROW, None),
-        (Scope((), (), (), 999), None),
-        (Scope(("chat.completions",), ("small",), ("10.1.2.3/32", "2001:db8:1::/48"), 5), None),
+        (replace(NARROW, endpoints=(), models=(), networks=(), expires_us=999), None),
+        (replace(NARROW, networks=("10.1.2.3/32", "2001:db8:1::/48"), expires_us=5), None),
         (Scope(None, NARROW.models, NARROW.networks, 1000), "endpoints"),
         (Scope(("embeddings",), NARROW.models, NARROW.networks, 1000), "endpoints"),
         (Scope(NARROW.endpoints, None, NARROW.networks, 1000), "models"),
@@ -200,6 +208,12 @@ NARROW = Scope(("chat.completions",), ("small",), ("10.0.0.0/8", "2001:db8::/32"
         (Scope(NARROW.endpoints, NARROW.models, ("::/0",), 1000), "networks"),
         (Scope(NARROW.endpoints, NARROW.models, NARROW.networks, None), "lifetime"),
         (Scope(NARROW.endpoints, NARROW.models, NARROW.networks, 1001), "lifetime"),
+        (replace(NARROW, plan=None), "plan"),
+        (replace(NARROW, plan="large"), "plan"),
+        (replace(NARROW, limits=()), "requests_per_minute"),
+        (replace(NARROW, limits=(("requests_per_minute", 11), ("budget_tokens (day)", 5))), "requests_per_minute"),
+        (replace(NARROW, limits=(("requests_per_minute", 10), ("budget_tokens (month)", 5))), "budget_tokens"),
+        (replace(NARROW, limits=(("requests_per_minute", 1), ("budget_tokens (day)", 5), ("concurrency", 9))), None),
     ],
 )
 def test_a_key_issues_no_key_wider_than_itself(scope: Scope, wider: str | None) -> None:
