@@ -17,7 +17,7 @@ VERBS = {
     "check": "print every problem of the configuration",
     "explain": "which rule of which file and line decides for a key and a model",
     "keys": "create, list, rotate and revoke API keys",
-    "admin": "the platform's first administrator",
+    "admin": "the first administrator; who is what where: invite, members, grant, revoke",
     "audit": "who changed what; whether the record of it is whole",
     "tokens": "how many tokens a text or a request has",
     "usage": "who used which model, and what it cost",
@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only the verb that is asked for is imported: `weir keys` must not pay for the proxy.
     asked = next((word for word in arguments if not word.startswith("-")), "")
     for verb, text in {**VERBS, **PARTS}.items():
-        sub = verbs.add_parser(verb, help=text if verb in VERBS else argparse.SUPPRESS, description=text)
+        if verb in VERBS:
+            sub = verbs.add_parser(verb, help=text, description=text)
+        else:
+            sub = verbs.add_parser(verb, description=text)  # without a help it is left out of the list
         if verb == asked:
             module = importlib.import_module(f"proxy.verbs.{verb}")
             module.add_arguments(sub)

@@ -1,7 +1,7 @@
-"""`weir admin bootstrap|redeem`: how the platform's first administrator comes to be.
+"""`weir admin`: how the platform's first administrator comes to be, and what people are where.
 
 There is no default password. The operator of the host makes a token that works once and soon ends; whoever brings it
-becomes the administrator and gets a session. Both are in the audit log.
+becomes the administrator and gets a session. All of it is in the audit log, in the operator's name.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 
 from proxy import bounds, settings
 from proxy.clock import wall_us
+from proxy.identity import fields
 from proxy.identity.actor import CLI, By, operator
 from proxy.identity.credentials import digest_of, new_id, new_token
 from proxy.identity.roles import Actor, Forbidden
 from proxy.policy.load import PolicyErrors
 from proxy.settings import Settings
 from proxy.store.store import BadData, Invite, NotDone, SchemaMismatch, Session, Store, StoreUnavailable, User
+from proxy.verbs import members
 from proxy.verbs.key_fields import Wrong, seconds
 
 _EXPIRES = "15m"
@@ -35,8 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     redeem = actions.add_parser("redeem", help="become what an invite says; the token is read from standard input")
     redeem.add_argument("--name", required=True, help="who you are, for people")
     redeem.add_argument("--email", help="for people")
-    for action in (bootstrap, redeem):
-        action.add_argument("--config", type=Path, default=Path("config"), metavar="DIR")
+    for action in (bootstrap, redeem, *members.add_arguments(actions)):
+        action.add_argument(
+            "--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml"
+        )
         action.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -44,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Does it. 0 done, 1 refused with a sentence on standard error."""
     try:
         process = settings.load(args.config)
-        asyncio.run(_bootstrap(args, process) if args.action == "bootstrap" else _redeem(args, process))
+        asyncio.run(_do(args, process))
     except (
         Wrong,
         NotDone,
@@ -60,7 +64,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _bootstrap(args: argparse.Namespace, process: Settings) -> None:
+async def _do(args: argparse.Namespace, process: Settings) -> None:
+    actions = {"bootstrap": _bootstrap, "redeem": _redeem, **members.ACTIONS}
+    store = Store.open(process.database)
+    try:
+        await store.check_schema()
+        await actions[args.action](args, process, store)
+    finally:
+        await store.close()
+
+
+async def _bootstrap(args: argparse.Namespace, process: Settings, store: Store) -> None:
     length = seconds(args.expires_in, "--expires-in")
     if length > bounds.BOOTSTRAP_SECONDS_MAX:
         raise Wrong(f"--expires-in {args.expires_in}: at most {bounds.BOOTSTRAP_SECONDS_MAX // 60}m")
@@ -73,12 +87,7 @@ async def _bootstrap(args: argparse.Namespace, process: Settings) -> None:
         expires_us=now_us + length * 1_000_000,
         first_only=not args.another,
     )
-    store = Store.open(process.database)
-    try:
-        await store.check_schema()
-        await store.bootstrap(made, digest_of(token), operator())
-    finally:
-        await store.close()
+    await store.bootstrap(made, digest_of(token), operator())
     if args.json:
         print(json.dumps({"invite_id": made.invite_id, "token": token, "expires_us": made.expires_us}))
         return
@@ -87,22 +96,18 @@ async def _bootstrap(args: argparse.Namespace, process: Settings) -> None:
     print("It is shown this once; Weir keeps only its digest. Tokens made before it no longer work.")
 
 
-async def _redeem(args: argparse.Namespace, process: Settings) -> None:
+async def _redeem(args: argparse.Namespace, process: Settings, store: Store) -> None:
+    name, email = fields.name(args.name, "--name"), fields.email(args.email, "--email")
     token = sys.stdin.readline(bounds.PEOPLE_TEXT_BYTES_MAX).strip()
     if not token:
         raise Wrong("no token: it is read from standard input, so that no list of processes shows it")
     now_us = wall_us()
-    user = User(new_id("usr"), args.name, now_us, email=args.email)
+    user = User(new_id("usr"), name, now_us, email)
     secret = new_token("session")
     session = Session(new_id("ses"), user.user_id, None, CLI, now_us, now_us + bounds.SESSION_SECONDS_MAX * 1_000_000)
-    store = Store.open(process.database)
-    try:
-        await store.check_schema()
-        # Whoever brings a token is known by nothing else yet.
-        bearer = By(Actor("invite", user.user_id, None, None), CLI)
-        used = await store.redeem(digest_of(token), user, session, digest_of(secret), bearer)
-    finally:
-        await store.close()
+    # Whoever brings a token is known by nothing else yet.
+    bearer = By(Actor("invite", user.user_id, None, None), CLI)
+    used = await store.redeem(digest_of(token), user, session, digest_of(secret), bearer)
     place = "the platform" if used.tenant is None else f"tenant {used.tenant}"
     if args.json:
         body = {"user_id": user.user_id, "role": used.role, "tenant": used.tenant, "session": secret}

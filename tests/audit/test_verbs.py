@@ -223,7 +223,11 @@ def test_keys_are_revoked_by_tenant_and_by_user(gateway: Gateway, weir: Weir) ->
 
     assert "which keys" in weir("keys", "revoke")
     assert "which keys" in weir("keys", "revoke", made["a"], "--tenant", "acme")
-    assert weir("keys", "revoke", made["d"], "--reason", "leaked") == {"key_id": made["d"], "revoked": True}
+    # As a shell writes a variable that is not set: it must not mean every tenant, or everybody.
+    assert "none of them empty" in weir("keys", "revoke", "--tenant", "", "--user", "anna")
+    assert "none of them empty" in weir("keys", "revoke", "--tenant", "acme", "--user", "")
+    assert ended() == set()
+    assert weir("keys", "revoke", made["d"], "--reason", "leaked") == {"key_ids": [made["d"]], "revoked": 1}
     assert "revoked already" in weir("keys", "revoke", made["d"])
     assert weir("keys", "revoke", "--user", "anna", "--tenant", "acme")["key_ids"] == [made["a"]]
     assert ended() == {"a", "d"}
@@ -349,6 +353,46 @@ def test_the_log_is_read_by_people(gateway: Gateway, weir: Weir, capsys: pytest.
     assert cli.main(["audit", "verify", "--config", str(gateway.config)]) == 0
     assert capsys.readouterr().out.endswith("whole\n")
     assert "at least 1" in weir("audit", "list", "--limit", "0")
+
+
+# === people ===
+
+
+def test_what_people_are_where(gateway: Gateway, weir: Weir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invited, listed, given another role, and taken out again with their keys: by the writers that the API has."""
+
+    def redeem(token: str, *words: str) -> Any:
+        monkeypatch.setattr("sys.stdin", io.StringIO(token + "\n"))
+        return weir("admin", "redeem", *words)
+
+    assert "is held in a tenant" in weir("admin", "invite", "--role", "tenant_admin")
+    assert "there are: acme" in weir("admin", "invite", "--role", "tenant_admin", "--tenant", "nowhere")
+    assert "at most 7d" in weir("admin", "invite", "--role", "tenant_admin", "--tenant", "acme", "--expires-in", "8d")
+    made = weir("admin", "invite", "--role", "tenant_admin", "--tenant", "acme")
+    for words, sentence in (
+        (("--name", ""), "is empty"),
+        (("--name", "Anna\x1b[2J"), "cannot be shown"),
+        (("--name", "anna\u202e"), "cannot be shown"),
+        (("--name", " Anna"), "begins or ends with a space"),
+        (("--name", "Ame\u0301lie"), "NFC"),
+        (("--name", "Anna", "--email", "anna"), "ada@example.com"),
+        (("--name", "Anna", "--email", "a@b@c"), "ada@example.com"),
+    ):
+        assert sentence in redeem(made["token"], *words), words
+    user_id = redeem(made["token"], "--name", "Am\u00e9lie", "--email", "amelie@example.com")["user_id"]
+    member = weir("admin", "members", "--tenant", "acme")
+    assert [(one["user_id"], one["role"]) for one in member] == [(user_id, "tenant_admin")]
+    assert "tenant_admin there already" in weir("admin", "grant", user_id, "--role", "tenant_admin", "--tenant", "acme")
+    assert "there is no user" in weir("admin", "grant", "usr_x", "--role", "tenant_admin", "--tenant", "acme")
+    given = weir("admin", "grant", user_id, "--role", "tenant_member", "--tenant", "acme")
+    assert (given["role"], given["tenant"]) == ("tenant_member", "acme")
+    own = weir("keys", "create", "--tenant", "acme", "--owner", user_id)["key_id"]
+    weir("admin", "revoke", user_id, "--tenant", "acme")
+    assert keys_of(gateway)[own].revoked_reason == "their owner has no role there any more"
+    assert weir("admin", "members", "--user", user_id) == []
+    assert "has no role there" in weir("admin", "revoke", user_id, "--tenant", "acme")
+    done = [row["action"] for row in reversed(weir("audit", "list", "--actor", operator().actor.id)) if row["after"]]
+    assert done == ["invites.create", "roles.grant", "keys.create", "sessions.revoke", "keys.revoke"]
 
 
 # === the first admin ===

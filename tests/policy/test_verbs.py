@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
+import msgspec
 import pytest
 
-from proxy import settings
+from proxy import cli, settings
 from proxy.call import Principal
 from proxy.identity.actor import operator
 from proxy.policy.compile import compile_policy
 from proxy.policy.effective import effective
+from proxy.policy.patterns import plain, whole
 from proxy.store.store import Store, migrate
 from proxy.verbs import check, explain
 from proxy.verbs.keys import new_row
@@ -175,3 +179,24 @@ def test_explain_needs_a_good_policy(tmp_path: Path, capsys: pytest.CaptureFixtu
     config = lay_out(VECTORS / "bad" / "meaning-no-price", tmp_path)
     assert run(explain, "--tenant", "acme", "--model", "small", "--config", str(config)) == 2
     assert "no price" in capsys.readouterr().err
+
+
+def test_the_help_lists_what_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every verb stands in it with a sentence; the parts that the supervisor starts do not."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert [verb for verb, text in cli.VERBS.items() if f"{verb:<10}{text}" not in shown] == []
+    assert "SUPPRESS" not in shown
+    assert not {line.split()[0] for line in shown.splitlines() if line.strip()} & set(cli.PARTS)
+
+
+@pytest.mark.parametrize("text", ["a\n", "a\n\n", "\n", "a b", "ab", ""])
+def test_a_pattern_is_of_the_whole_text(text: str) -> None:
+    """A line's end after the last letter is no part of a name, before which Python's `$` stands too."""
+    assert re.search(whole("a+"), text) is None
+    assert re.search(whole("a+"), "aa") is not None
+    with pytest.raises(msgspec.ValidationError) as found:
+        msgspec.convert("b", Annotated[str, msgspec.Meta(pattern=whole("a+"))])
+    assert plain(str(found.value)).endswith("'^a+$'")
