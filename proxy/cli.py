@@ -41,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only the verb that is asked for is imported: `weir keys` must not pay for the proxy.
     asked = next((word for word in arguments if not word.startswith("-")), "")
     for verb, text in {**VERBS, **PARTS}.items():
+        description = f"{text[0].upper()}{text[1:]}."
         if verb in VERBS:
-            sub = verbs.add_parser(verb, help=text, description=text)
-        else:
-            sub = verbs.add_parser(verb, description=text)  # without a help it is left out of the list
+            sub = verbs.add_parser(verb, help=text, description=description)
+        else:  # without `help` it is not listed; argparse.SUPPRESS would be shown as that word
+            sub = verbs.add_parser(verb, description=description)
         if verb == asked:
             module = importlib.import_module(f"proxy.verbs.{verb}")
             module.add_arguments(sub)

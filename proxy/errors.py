@@ -152,6 +152,7 @@ KINDS: dict[str, Kind] = {
         503, "service_unavailable_error", "upstream", True, "The model's upstream is overloaded."
     ),
     "upstream_failed": Kind(502, "server_error", "upstream", True, "The model's upstream failed with status {}."),
+    "upstream_refused": Kind(502, "server_error", "upstream", False, "The model's upstream answered with status {}."),
     # anything else
     "internal_error": Kind(500, "server_error", "gateway", False, "Weir failed to handle this request."),
 }

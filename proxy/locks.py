@@ -45,7 +45,7 @@ def holder(path: Path) -> int | None:
     """The process id of the living holder, or None. The lock decides: a dead holder's number says nothing."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         try:

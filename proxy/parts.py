@@ -13,7 +13,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from proxy import bounds, clock
+from proxy import bounds, clock, locks
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _BACKOFF_SECONDS = 0.1  # after the second failure in a row; doubles from there
@@ -47,6 +47,41 @@ class Plan(Struct, frozen=True):
     backoff_seconds_max: float = bounds.RESTART_BACKOFF_SECONDS_MAX
     grace_seconds: float = 5.0  # beyond its own time a draining process is killed
     hangup_stops: bool = False  # SIGHUP is a closed terminal, not a wish to reload
+
+
+class Refused(Exception):
+    """The supervisor cannot start where it stands; the message says why."""
+
+
+def claim(data_dir: Path) -> int:
+    """Makes the data directory and takes the one supervisor's lock on it: a descriptor, to be held for life.
+
+    Raises Refused.
+    """
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return locks.hold(data_dir / "supervisor.lock")
+    except locks.Held as held:
+        raise Refused(_another(held.pid, data_dir)) from None
+    except (FileExistsError, NotADirectoryError):
+        raise Refused(f"data_dir: {data_dir} is not a directory; name another place") from None
+    except OSError as error:
+        raise Refused(f"data_dir: {data_dir} cannot be written to: {error.strerror}") from None
+
+
+def refuse_second(data_dir: Path) -> None:
+    """Raises Refused when a supervisor runs there. For who binds a port before `claim`: two on one data directory have
+    their ports in common, and "in use" would not say why.
+    """
+    pid = locks.holder(data_dir / "supervisor.lock")
+    if pid is not None:
+        raise Refused(_another(pid, data_dir))
+
+
+def _another(pid: int, data_dir: Path) -> str:
+    return (
+        f"Another supervisor (process {pid}) runs on {data_dir}. Stop it first, or give this one a data_dir of its own."
+    )
 
 
 class Child:

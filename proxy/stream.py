@@ -197,6 +197,8 @@ def refusal_of(relay: Relay) -> Refusal | None:
             return Refusal("upstream_unavailable", retry_after_ms=retry_after_ms(relay))
         if status == 504 or status == 408:
             return Refusal("upstream_timeout")
+        if status < 500:
+            return Refusal("upstream_refused", str(status))
         return Refusal("upstream_failed", str(status))
     if ending == _wire.CODED:
         return Refusal("upstream_protocol", "a Content-Encoding, although identity was asked for")

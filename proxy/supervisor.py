@@ -19,10 +19,10 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from proxy import board, bounds, clock, locks, parts, places
+from proxy import board, bounds, clock, parts, places
 from proxy._fastpath import Arena
 from proxy.board import Board
-from proxy.parts import Child, Helper, Part, Plan, has_open, raise_file_limit
+from proxy.parts import Child, Helper, Part, Plan, Refused, has_open, raise_file_limit
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import SUPERVISOR_COLUMN, Counters
 from proxy.tokens import tables
@@ -33,10 +33,6 @@ _WATCH_SECONDS = 0.25  # how often heartbeats are judged
 _KEEPER_END_SECONDS = 20.0  # the keeper's last ship: longer than one database transaction's bound
 _KEEPER_PATIENCE = 3  # times a worker's bound: no client waits for the keeper, and a restart costs it more
 _START_FAILURES_MAX = 5  # in a row before anything has ever served: then the fault is in the configuration
-
-
-class Refused(Exception):
-    """The supervisor cannot start where it stands; the message says why."""
 
 
 class Supervisor:
@@ -50,14 +46,7 @@ class Supervisor:
             tables.verify()  # once for all workers, which look at a table's head alone
         except tables.DamagedTable as error:
             raise Refused(str(error)) from None
-        plan.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            self._lock = locks.hold(plan.data_dir / "supervisor.lock")
-        except locks.Held as held:
-            raise Refused(
-                f"Another supervisor (process {held.pid}) runs on {plan.data_dir}. "
-                "Stop it first, or give this one a data_dir of its own."
-            ) from None
+        self._lock = parts.claim(plan.data_dir)
         try:
             self._arena = Arena(os.fspath(plan.data_dir / "arena"), clock.boot_id())
             self._counters = Counters(plan.data_dir / "metrics", SUPERVISOR_COLUMN)

@@ -11,6 +11,7 @@ from collections.abc import Mapping as Env
 from decimal import Decimal
 from functools import cache
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from msgspec import inspect
 
@@ -231,6 +232,10 @@ class _Reader:
         if not separator or scheme not in schemes or not rest:
             starts = listed([f"{each}://" for each in schemes], "or")
             return self._wrong(node.line, path, f"must begin with {starts}, and go on")
+        try:
+            _ = urlsplit(text).port  # reading it raises for one that is none
+        except ValueError:
+            return self._wrong(node.line, path, "its port is not a number from 0 to 65535")
         if secrets.holds_password(node.text):
             return self._wrong(node.line, path, "a password cannot stand in the file; write ${NAME} in its place")
         return text

@@ -45,6 +45,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff
 _REWORDED = {
     "mapping values are not allowed in this context": "a second `:` on this line, or an indentation that does not "
     "fit the line above; put text that holds `: ` in quotes",
+    "did not find expected alphabetic or numeric character": "`*` or `&` here begins an alias or an anchor; put the "
+    "text in quotes, or close a quote that is opened above",
     "found unexpected end of stream": "a quote that is opened is not closed",
     "could not find expected ':'": "a key without `:` after it",
     "did not find expected key": "an indentation that does not fit the lines above",
@@ -53,6 +55,13 @@ _REWORDED = {
     "did not find expected ',' or ']'": "a `[` that is opened is not closed",
     "did not find expected ',' or '}'": "a `{` that is opened is not closed",
 }
+# These are noticed at the end of the file, or at the next key: the line where it began helps more.
+_BEGUN_EARLIER = (
+    "found unexpected end of stream",
+    "could not find expected ':'",
+    "did not find expected ',' or ']'",
+    "did not find expected ',' or '}'",
+)
 
 
 class _Stop(Exception):
@@ -87,11 +96,7 @@ def _explain(error: yaml.MarkedYAMLError, text: str) -> tuple[int, str, str]:
     """Line, empty path and sentence for what libyaml found."""
     mark = error.problem_mark or error.context_mark
     lines = text.splitlines()
-    # An unclosed quote or bracket is noticed at the end of the file: the line where it was opened helps more.
-    unclosed = error.problem in ("found unexpected end of stream", "did not find expected ',' or ']'") or (
-        error.problem == "did not find expected ',' or '}'"
-    )
-    if unclosed and error.context_mark is not None:
+    if error.problem in _BEGUN_EARLIER and error.context_mark is not None:
         mark = error.context_mark
     line = min(mark.line + 1, max(len(lines), 1)) if mark is not None else 1
     written = lines[line - 1] if lines else ""

@@ -150,19 +150,17 @@ def bad_data(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and _sqlstate(error).startswith(("22", "23"))
 
 
-@asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
-    """Drivers' many errors as two: the data is bad, or the database is away (a sentence without any value of a row)."""
-    try:
-        yield
-    except (SQLAlchemyError, OSError, OverflowError, TimeoutError) as error:
-        raise (BadData if bad_data(error) else StoreUnavailable)(sentence(error)) from error
-
-
 def sentence(error: BaseException) -> str:
     """An error in one line, without the statement and its parameters: those hold who used what."""
     cause = getattr(error, "orig", None) or error
     return f"{type(cause).__name__}: {(str(cause).splitlines() or ['no further word'])[0][:300]}"
+
+
+def _name(url: URL) -> str:
+    """How messages call a database: its file, or its address without the password."""
+    if url.get_backend_name() == "sqlite":
+        return unquote(str(url.database)).removeprefix("file:")
+    return url.set(drivername="postgresql", query={}).render_as_string(hide_password=True)
 
 
 class Database:
@@ -170,6 +168,7 @@ class Database:
 
     def __init__(self, engine: AsyncEngine, *, readonly: bool) -> None:
         self.engine = engine
+        self.name = _name(engine.url)
         self.readonly = readonly
         self.sqlite = engine.dialect.name == "sqlite"
         self.walled: bool | None = None  # as the last reading for one tenant found it; SQLite has no such thing
@@ -191,13 +190,23 @@ class Database:
         return f"<Database {self.engine.dialect.name}{' readonly' if self.readonly else ''}>"
 
     @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        """Drivers' many errors as two: the data is bad, or the database is away (a sentence without a row's values)."""
+        try:
+            yield
+        except (SQLAlchemyError, OSError, OverflowError, TimeoutError) as error:
+            if bad_data(error):
+                raise BadData(sentence(error)) from error
+            raise StoreUnavailable(f"database {self.name}: {sentence(error)}") from error
+
+    @asynccontextmanager
     async def reading(self, tenant: str | None = None) -> AsyncIterator[AsyncConnection]:
         """One consistent look. Raises StoreUnavailable.
 
         With `tenant`, PostgreSQL itself shows the rows of that tenant alone, whatever the query forgot to say, and
         refuses every change: the second wall. `walled` says whether it stands.
         """
-        async with _translated(), self.engine.connect() as connection:
+        async with self._translated(), self.engine.connect() as connection:
             if not self.sqlite:
                 connection = await connection.execution_options(isolation_level="REPEATABLE READ")
                 if tenant is not None:
@@ -209,7 +218,7 @@ class Database:
 
         Raises StoreUnavailable (also when the commit's fate is unknown: `work` must bear being repeated) and BadData.
         """
-        async with _translated():
+        async with self._translated():
             tries = bounds.TRANSACTION_TRIES_MAX
             while True:
                 tries -= 1
@@ -237,23 +246,23 @@ class Database:
             return
         if found is None:
             raise SchemaMismatch(
-                f"The database has no Weir schema; this Weir needs {REVISION}. "
+                f"The database {self.name} has no Weir schema; this Weir needs {REVISION}. "
                 "Run `weir run` or `weir flush --migrate` once."
             )
         if found < REVISION:
             raise SchemaMismatch(
-                f"The database's schema is {found}; this Weir needs {REVISION}. "
+                f"The schema of {self.name} is {found}; this Weir needs {REVISION}. "
                 "Run `weir run` or `weir flush --migrate` of this version once."
             )
         raise SchemaMismatch(
-            f"The database's schema is {found}, newer than {REVISION} of this Weir. "
+            f"The schema of {self.name} is {found}, newer than {REVISION} of this Weir. "
             "Start a Weir at least as new as the one that wrote it."
         )
 
     async def _revision(self) -> str | None:
         if self.sqlite:
             names = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'alembic_version'"
-            if not Path(unquote(str(self.engine.url.database)).removeprefix("file:")).exists():
+            if not Path(self.name).exists():
                 return None
         else:
             names = "SELECT count(*) FROM pg_catalog.pg_class WHERE oid = to_regclass('alembic_version')"

@@ -11,7 +11,6 @@ import asyncio
 import json
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
 from proxy import bounds, settings
 from proxy.clock import wall_us
@@ -22,7 +21,7 @@ from proxy.identity.roles import Actor, Forbidden
 from proxy.policy.load import PolicyErrors
 from proxy.settings import Settings
 from proxy.store.store import BadData, Invite, NotDone, SchemaMismatch, Session, Store, StoreUnavailable, User
-from proxy.verbs import members
+from proxy.verbs import config_argument, members
 from proxy.verbs.key_fields import Wrong, seconds
 
 _EXPIRES = "15m"
@@ -38,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     redeem.add_argument("--name", required=True, help="who you are, for people")
     redeem.add_argument("--email", help="for people")
     for action in (bootstrap, redeem, *members.add_arguments(actions)):
-        action.add_argument(
-            "--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml"
-        )
+        config_argument(action)
         action.add_argument("--json", action="store_true", help="for programs")
 
 

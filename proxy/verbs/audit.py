@@ -18,6 +18,7 @@ from proxy.audit.chain import Entry, from_line, to_line
 from proxy.audit.verify import Finding, Walk
 from proxy.policy.load import PolicyErrors
 from proxy.store.store import Head, SchemaMismatch, Store, StoreUnavailable
+from proxy.verbs import config_argument
 
 _LINE_BYTES_MAX = 4 * bounds.AUDIT_JSON_BYTES_MAX  # two states and the rest, with room for what JSON escapes
 
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     key = actions.add_parser("key", help="the public key of this host's anchors: keep it elsewhere")
     for action in (listing, export, verify, key):
-        action.add_argument("--config", type=Path, default=Path("config"), metavar="DIR")
+        config_argument(action)
         action.add_argument("--json", action="store_true", help="for programs")
 
 

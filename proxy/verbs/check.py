@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from proxy.policy.compile import examine
 from proxy.policy.snapshot import Policy
+from proxy.verbs import config_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir check`."""
-    parser.add_argument("--config", type=Path, default=Path("config"), help="the directory of weir.yaml")
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

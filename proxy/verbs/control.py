@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 from proxy import settings
 from proxy.control.callers import Callers
@@ -27,11 +26,12 @@ from proxy.policy.secrets import SecretMissing
 from proxy.settings import Settings
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable
 from proxy.telemetry.log import Log
+from proxy.verbs import config_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir control`; `--listen-fd` and `--lifeline-fd` are the supervisor's."""
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml")
+    config_argument(parser)
     parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
 

@@ -7,7 +7,6 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 
 from proxy import settings
 from proxy._fastpath import key_digest, key_well_formed
@@ -24,6 +23,7 @@ from proxy.policy.snapshot import Model, Policy, Price
 from proxy.settings import Settings
 from proxy.store.store import BadData, KeyRow, SchemaMismatch, Store, StoreUnavailable
 from proxy.tokens.tokenizer import choose
+from proxy.verbs import config_argument
 
 ALLOWED, REFUSED, CANNOT = 0, 1, 2  # exit codes
 DEFAULT_ENDPOINT = "chat.completions"
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--tenant", help="a tenant: what its keys may do when they narrow nothing")
     parser.add_argument("--model", required=True, help="the model as a client names it")
     parser.add_argument("--endpoint", help=f"default: where the model is served, else {DEFAULT_ENDPOINT}")
-    parser.add_argument("--config", type=Path, default=Path("config"), help="the directory of weir.yaml")
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

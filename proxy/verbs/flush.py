@@ -7,7 +7,6 @@ import asyncio
 import os
 import signal
 import sys
-from pathlib import Path
 
 from proxy import bounds, settings
 from proxy.flush.loop import Flusher
@@ -15,11 +14,12 @@ from proxy.policy.load import PolicyErrors
 from proxy.store.redis import RedisTransport
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable, migrate
 from proxy.telemetry.log import Log
+from proxy.verbs import config_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir flush`."""
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR")
+    config_argument(parser)
     parser.add_argument("--database", metavar="URL", help="instead of the configuration's")
     parser.add_argument("--redis", metavar="URL", help="instead of the configuration's")
     parser.add_argument("--migrate", action="store_true", help="bring the database to this version's schema first")

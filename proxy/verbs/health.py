@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import http.client
 import sys
-from pathlib import Path
 
 from proxy import settings
 from proxy.policy.load import PolicyErrors
+from proxy.verbs import config_argument
 
 SECONDS_MAX = 3.0  # the answer comes from memory; a keeper that takes longer is not well
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to listen on is not always one to call
@@ -16,7 +16,7 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to listen on is n
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir health`."""
-    parser.add_argument("--config", type=Path, default=Path("config"))
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

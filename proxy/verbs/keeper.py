@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from pathlib import Path
 
 import msgspec
 
@@ -13,11 +12,12 @@ from proxy import settings
 from proxy.keeper import CannotKeep, Keeper
 from proxy.policy.problems import PolicyErrors
 from proxy.telemetry.log import Log
+from proxy.verbs import config_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`--lifeline-fd` is the supervisor's."""
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR")
+    config_argument(parser)
     parser.add_argument("--lifeline-fd", type=int, default=-1, help=argparse.SUPPRESS)
 
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from proxy import board, settings
@@ -27,7 +26,7 @@ from proxy.policy.load import PolicyErrors
 from proxy.settings import Settings
 from proxy.store.keys import described
 from proxy.store.store import BadData, KeyRow, NotDone, SchemaMismatch, Store, StoreUnavailable
-from proxy.verbs import key_fields
+from proxy.verbs import config_argument, key_fields
 from proxy.verbs.key_fields import Wrong
 
 RUN_KEY_NAME = "weir run"
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     revoke.add_argument("--user", metavar="OWNER", help="every key of this owner, with --tenant only those there")
     revoke.add_argument("--reason", default="", help="for the record")
     for action in (create, listing, rotate, revoke):
-        action.add_argument("--config", type=Path, default=Path("config"))
+        config_argument(action)
         action.add_argument("--json", action="store_true")
 
 

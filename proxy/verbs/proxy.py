@@ -16,11 +16,12 @@ from proxy.settings import Settings
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable
 from proxy.supervisor import Helper, Plan, Refused, Supervisor
 from proxy.telemetry.log import Log
+from proxy.verbs import config_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir proxy`."""
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml")
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

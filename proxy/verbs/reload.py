@@ -6,13 +6,13 @@ import argparse
 import os
 import signal
 import sys
-from pathlib import Path
 
 from proxy import board, bounds, clock, locks
 from proxy._fastpath import Arena
 from proxy.board import Board
 from proxy.keeping.health import living
 from proxy.settings import Settings
+from proxy.verbs import config_argument
 from proxy.verbs.proxy import judged
 
 _POLL_SECONDS = 0.02
@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.02
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir reload`."""
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml")
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

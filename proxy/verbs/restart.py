@@ -6,12 +6,12 @@ import argparse
 import os
 import signal
 import sys
-from pathlib import Path
 
 from proxy import bounds, clock, locks, settings
 from proxy.policy.problems import PolicyErrors
 from proxy.settings import Settings
 from proxy.telemetry.metrics import Counters
+from proxy.verbs import config_argument
 
 _POLL_SECONDS = 0.05
 _FAMILY = "weir_rolling_restarts_total"
@@ -19,7 +19,7 @@ _FAMILY = "weir_rolling_restarts_total"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir restart`."""
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml")
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

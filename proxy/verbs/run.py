@@ -11,6 +11,7 @@ from pathlib import Path
 
 from proxy.call import Principal
 from proxy.identity import pepper
+from proxy.parts import refuse_second
 from proxy.places import CannotListen, bind
 from proxy.policy.effective import visible_models
 from proxy.policy.secrets import SecretMissing
@@ -18,6 +19,7 @@ from proxy.policy.snapshot import Policy
 from proxy.settings import Settings, masked
 from proxy.store.store import BadData, SchemaMismatch, StoreUnavailable, migrate
 from proxy.supervisor import Helper, Refused, Supervisor
+from proxy.verbs import config_argument
 from proxy.verbs.control import listener_of
 from proxy.verbs.keys import RUN_KEY_HOURS, replace_run_key
 from proxy.verbs.proxy import judged, log_of, part, plan
@@ -32,7 +34,7 @@ _QUESTION = "Say hello."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `weir run`."""
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR", help="the directory of weir.yaml")
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     process, policy = found
     try:
+        refuse_second(process.data_dir)
         control = listener_of(process)
         helpers = _helpers(args.config, process, policy, control)
         secret = ""
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             admin = control.getsockname()[1]
             print(welcome(process, policy, helpers, secret, port, admin), flush=True)
 
-        # First of all the lock: a second `weir run` must not revoke the first one's key.
+        # First the lock, then the key: a second `weir run` must not revoke the first one's.
         supervisor = Supervisor(plan(args.config, process, helpers), log_of(process), show)
         if helpers and helpers[0].first:
             _check_demo_port()

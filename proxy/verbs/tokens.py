@@ -17,6 +17,7 @@ from proxy.policy.effective import find_model
 from proxy.policy.problems import PolicyErrors
 from proxy.tokenize import endpoint_of
 from proxy.tokens.tokenizer import choose, tokenizer_of
+from proxy.verbs import config_argument
 
 DONE, CANNOT = 0, 2  # exit codes
 
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--encoding", choices=sorted(tokens.ENCODINGS), help="whatever the policy says")
     parser.add_argument("--request", action="store_true", help="the text is the JSON body of a call to --model")
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--config", type=Path, default=Path("config"), help="the directory of weir.yaml")
+    config_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from proxy.store.redis import directory_id
 from proxy.store.store import Filters, Report, SchemaMismatch, Store, StoreUnavailable, Verified
 from proxy.store.usage import BY, Sums
 from proxy.store.verify import check_journals
+from proxy.verbs import config_argument
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = datetime.resolution
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=50, metavar="N", help="rows to a page (default %(default)s)")
     parser.add_argument("--cursor", help="of the page before, to see the next")
     parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--config", type=Path, default=Path("config"), metavar="DIR")
+    config_argument(parser)
     parser.add_argument("--database", metavar="URL", help="instead of the configuration's")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy import locks
+from proxy.cli import PARTS, VERBS
 from proxy.policy.compile import compile_policy
 from proxy.settings import load
 from proxy.supervisor import Helper
@@ -154,6 +158,45 @@ def test_a_bad_configuration_starts_nothing(weir: Gateway) -> None:
         assert "did you mean tokens_per_minute?" in done.stderr
         assert "nothing was changed" in done.stderr
     assert not (weir.data / "weir.db").exists()
+
+
+def test_a_second_run_hears_of_the_first_before_its_ports(weir: Gateway) -> None:
+    """Two on one data directory have their ports in common: the one that is refused is told what is the matter."""
+    weir.data.mkdir(exist_ok=True)
+    lock = locks.hold(weir.data / "supervisor.lock")
+    document = json.loads((weir.config / "weir.yaml").read_text())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        weir.write("weir.yaml", document | {"control": {"port": taken.getsockname()[1]}})
+        try:
+            done = weir.weir("run", check=False)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert f"Another supervisor (process {os.getpid()}) runs on {weir.data}." in done.stderr
+        finally:
+            os.close(lock)
+        done = weir.weir("run", check=False)
+        assert f"control: listen: 127.0.0.1:{taken.getsockname()[1]} is in use" in done.stderr
+
+
+def test_a_data_directory_that_is_none(weir: Gateway) -> None:
+    """What stands in the way is named, not the call that failed."""
+    document = json.loads((weir.config / "weir.yaml").read_text())
+    weir.write("weir.yaml", document | {"data_dir": str(weir.config / "plans.yaml")})
+    for verb in ("run", "proxy"):
+        done = weir.weir(verb, check=False)
+        assert done.returncode == 1
+        assert f"data_dir: {weir.config}/plans.yaml is not a directory; name another place" in done.stderr
+
+
+def test_help_lists_what_is_for_people() -> None:
+    """Each verb has its line; the parts that the supervisor starts have none."""
+    done = subprocess.run(
+        [sys.executable, "-m", "proxy", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    for verb, words in VERBS.items():
+        assert re.search(rf"^ +{verb} +{re.escape(words)}$", done.stdout, re.MULTILINE), verb
+    assert "SUPPRESS" not in done.stdout
+    assert not [verb for verb in PARTS if re.search(rf"^ +{verb} ", done.stdout, re.MULTILINE)]
 
 
 def test_restart_without_a_supervisor(weir: Gateway) -> None:
