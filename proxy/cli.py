@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from proxy import __version__
 
@@ -33,13 +35,25 @@ PARTS = {"worker": "one proxy worker", "keeper": "the host's housekeeping"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns its exit code: 0 done, 1 not, 2 a wrong command line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    asked = next((word for word in arguments if not word.startswith("-")), "")
+    try:
+        if asked in ("run", "proxy"):
+            _outlive_early_signals()
+        chosen = _parser(asked).parse_args(arguments)
+        return int(chosen.run(chosen))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """Every verb by name, and the one that is asked for with its arguments."""
     parser = argparse.ArgumentParser(
         prog="weir", description="Meter, limit and record LLM calls.", formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"weir {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    # Only the verb that is asked for is imported: `weir keys` must not pay for the proxy.
-    asked = next((word for word in arguments if not word.startswith("-")), "")
     for verb, text in {**VERBS, **PARTS}.items():
         description = f"{text[0].upper()}{text[1:]}."
         if verb in VERBS:
@@ -47,13 +61,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:  # without `help` it is not listed; argparse.SUPPRESS would be shown as that word
             sub = verbs.add_parser(verb, description=description)
         if verb == asked:
+            # Only this one is imported: `weir keys` must not pay for the proxy.
             module = importlib.import_module(f"proxy.verbs.{verb}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
-    try:
-        chosen = parser.parse_args(arguments)
-        return int(chosen.run(chosen))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 1
+    return parser
+
+
+def _outlive_early_signals() -> None:
+    """A wish to reload or restart must not kill what is only just starting, and will do both by starting.
+
+    A handler that does nothing, and not SIG_IGN: that one would be inherited by the parts. Where there is a terminal,
+    SIGHUP says that it was closed.
+    """
+    signal.signal(signal.SIGUSR2, _nothing)
+    if sys.stdin is None or not sys.stdin.isatty():
+        signal.signal(signal.SIGHUP, _nothing)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    return None

@@ -97,6 +97,7 @@ class Supervisor:
         finally:
             for number in handlers:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # the end is near, and no late wish changes how it is told
             for child in tuple(self._children):
                 child.kill("stop")
                 await child.wait(None)

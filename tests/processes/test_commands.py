@@ -199,6 +199,35 @@ def test_help_lists_what_is_for_people() -> None:
     assert not [verb for verb in PARTS if re.search(rf"^ +{verb} ", done.stdout, re.MULTILINE)]
 
 
+EARLY = """
+import os, signal, sys
+from proxy import cli
+load = cli.importlib.import_module
+def interrupted(name):
+    for number in sys.argv[1:]:
+        os.kill(os.getpid(), int(number))
+    return load(name)
+cli.importlib.import_module = interrupted
+raise SystemExit(cli.main(["run", "--config", "nowhere"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code", "said"),
+    [((signal.SIGUSR2, signal.SIGHUP), 1, "nowhere/weir.yaml:1: no such file"), ((signal.SIGINT,), 130, "")],
+)
+def test_signals_while_it_is_only_just_starting(numbers: tuple[signal.Signals, ...], code: int, said: str) -> None:
+    """A wish to reload or restart does not kill `weir run`, and an interrupt ends it without a traceback."""
+    words = [str(int(number)) for number in numbers]
+    command = [sys.executable, "-c", EARLY, *words]
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_restart_without_a_supervisor(weir: Gateway) -> None:
     """The command says that nothing runs and what to start."""
     done = weir.weir("restart", check=False)

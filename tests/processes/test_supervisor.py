@@ -245,6 +245,18 @@ def test_a_drain_has_an_end(site: Site) -> None:
         held.close()
 
 
+def test_late_signals_change_nothing(site: Site) -> None:
+    """Wishes to reload, restart and stop that come until the very last instant leave the exit code 0."""
+    process = site.start()
+    site.serving()
+    process.send_signal(signal.SIGTERM)
+    while process.poll() is None:
+        for late in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTERM):
+            process.send_signal(late)
+        time.sleep(0.001)
+    assert process.returncode == 0
+
+
 def test_one_supervisor_a_data_directory(site: Site) -> None:
     """A second supervisor is refused with a sentence that names the first, and the first goes on."""
     first = site.start()
