@@ -25,6 +25,8 @@ static size_t weir_backlog_max; /* bounds.ANSWER_BACKLOG_BYTES_MAX */
 static size_t weir_word_max;    /* bounds.WORD_BYTES_RECOUNTED: a longer one is not counted anew at each look */
 static int weir_lanes_max;      /* bounds.ANSWER_LANES_MAX */
 
+enum { WEIR_LANES_FEW = 8 }; /* a call has one or two */
+
 typedef struct weir_lane {
     struct weir_lane *next;  /* all, in a ring */
     struct weir_lane *stale; /* the next of those that have text that is not in `tokens` */
@@ -47,6 +49,8 @@ typedef struct {
     weir_encoding *encoding;
     weir_lane *recent; /* where the ring is entered: the next text is mostly the same one's, or its neighbour's */
     weir_lane *stale;
+    weir_lane **place; /* where each lane is found by its name, once there are many: `places` of them, or NULL */
+    size_t places;     /* a power of two, at least twice the lanes */
     int64_t tokens; /* of all lanes */
     int64_t fresh;  /* of all lanes */
     int64_t waits;  /* decoded bytes in the backlog */
@@ -69,13 +73,39 @@ static void weir_lanes_end(weir_lanes *l) {
         lane = next;
     }
     free(l->backlog);
+    free(l->place);
+}
+
+/* Where the lane of that name is, or would be. */
+static weir_lane **weir_lane_place(const weir_lanes *l, uint64_t name) {
+    size_t at = name * WEIR_MIX_A >> 32;
+    while (l->place[at &= l->places - 1] && l->place[at]->name != name) at++;
+    return &l->place[at];
+}
+
+/* Makes places for one lane more: 1, or 0 without memory. Few lanes are looked for one after the other. */
+static int weir_lane_places(weir_lanes *l) {
+    const size_t lanes = (size_t)l->count + 1, places = l->places ? l->places * 2 : 8 * WEIR_LANES_FEW;
+    weir_lane *lane = l->recent;
+    if (lanes <= WEIR_LANES_FEW || 2 * lanes <= l->places) return 1;
+    weir_lane **place = calloc(places, sizeof *place);
+    if (!place) return 0;
+    free(l->place);
+    l->place = place;
+    l->places = places;
+    for (int i = 0; i < l->count; i++, lane = lane->next) *weir_lane_place(l, lane->name) = lane;
+    return 1;
 }
 
 static weir_lane *weir_lane_of(weir_lanes *l, uint64_t name) {
     weir_lane *lane = l->recent;
-    for (int i = 0; i < l->count; i++, lane = lane->next)
-        if (lane->name == name) return l->recent = lane;
-    if (l->count >= weir_lanes_max) return NULL;
+    if (l->place) {
+        if ((lane = *weir_lane_place(l, name))) return l->recent = lane;
+    } else {
+        for (int i = 0; i < l->count; i++, lane = lane->next)
+            if (lane->name == name) return l->recent = lane;
+    }
+    if (l->count >= weir_lanes_max || !weir_lane_places(l)) return NULL;
     lane = calloc(1, sizeof *lane);
     if (!lane) return NULL;
     lane->name = name;
@@ -85,6 +115,7 @@ static weir_lane *weir_lane_of(weir_lanes *l, uint64_t name) {
         l->recent->next = lane;
     } else lane->next = lane;
     l->count++;
+    if (l->place) *weir_lane_place(l, name) = lane;
     lane->look = l->look - 1;
     return l->recent = lane;
 }
@@ -268,7 +299,7 @@ static void weir_lanes_finish(weir_lanes *l, weir_encoding *other) {
 }
 
 static size_t weir_lanes_bytes(const weir_lanes *l) {
-    return l->room + (size_t)l->count * sizeof(weir_lane);
+    return l->room + (size_t)l->count * sizeof(weir_lane) + l->places * sizeof *l->place;
 }
 
 static inline int weir_lanes_estimate(const weir_lanes *l) {

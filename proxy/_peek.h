@@ -42,6 +42,9 @@ typedef struct {
 /* Outer keys whose whole values the count of tokens must see. */
 enum { WEIR_TOOLS, WEIR_FUNCTIONS, WEIR_TOOL_CHOICE, WEIR_FUNCTION_CALL, WEIR_RESPONSE_FORMAT, WEIR_PARTS };
 
+/* Outer keys that hold a prompt. */
+enum { WEIR_MESSAGES, WEIR_PROMPT, WEIR_INPUT, WEIR_PROMPTS };
+
 typedef struct {
     weir_span span[WEIR_GOVERNED]; /* of the values */
     weir_span part[WEIR_PARTS];
@@ -51,6 +54,7 @@ typedef struct {
     int64_t choices;
     int64_t text_bytes, images, token_ids, messages;
     int64_t unread; /* audio and files in messages */
+    uint8_t prompt[WEIR_PROMPTS]; /* the first byte of each one's value; 0 when absent */
     Py_ssize_t end; /* of the outer object: its closing brace */
     Py_ssize_t body_bytes;
     int members;    /* of the outer object */
@@ -217,7 +221,12 @@ static int weir_peek_object(weir_peek *k, wj *j) {
             k->strings.message = -1;
             p = wj_walk_request(j, p, class);
             if (!p) return WEIR_BAD_JSON;
-            if (class == WJ_ENTER) k->messages += j->elements;
+            if (class == WJ_ENTER) {
+                k->messages += j->elements;
+                k->prompt[WEIR_MESSAGES] = *value;
+            } else if (class == WJ_TEXT && (WJ_IS(folded, n, "input") || WJ_IS(folded, n, "prompt"))) {
+                k->prompt[n == 5 ? WEIR_INPUT : WEIR_PROMPT] = *value;
+            }
             if (class == WJ_TEXT) k->token_ids += j->numbers - numbers;
             if (part >= 0) k->part[part] = (weir_span){value - j->start, p - j->start};
             continue;

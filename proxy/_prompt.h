@@ -25,21 +25,57 @@ static int64_t weir_prompt_string(const wj_string_at *at, const uint8_t *body, w
     return tokens;
 }
 
-/* Bytes of all noted strings but images' urls, as they stand in the body: what a count has to read. */
-static int64_t weir_prompt_bytes(const weir_peek *k) {
-    int64_t bytes = 0;
+/* What the parts of a prompt cost to count, each at its worst, in bytes of text that takes as long: about 50 ns a byte.
+   `benchmarks/micro_tokens.py` prints what the dearest prompts come to. */
+enum {
+    WEIR_COST_STRING = 8,   /* a string beside its bytes: its look-ups wait for memory alone */
+    WEIR_COST_CALL = 32,    /* a call's name beside its bytes, which is counted once more behind a prefix */
+    WEIR_COST_IMAGE = 2048, /* a header that Python looks for */
+    WEIR_COST_JSON = 4,     /* a byte of a value that Python reads, and its text */
+    WEIR_COST_TOOL = 6,     /* a byte of tool definitions, which Python writes anew: up to twice as long, and some more */
+    WEIR_COST_TOOLS = 1024,
+};
+
+/* Of all noted strings but images' urls. */
+static int64_t weir_prompt_text_cost(const weir_peek *k) {
+    int64_t cost = 0;
     for (uint32_t i = 0; i < k->strings.used; i++)
-        if (k->strings.at[i].kind < WJ_STRING_IMAGE) bytes += k->strings.at[i].size;
-    return bytes;
+        if (k->strings.at[i].kind < WJ_STRING_IMAGE) cost += k->strings.at[i].size + WEIR_COST_STRING;
+    return cost;
 }
 
-/* What a count of the whole prompt has to read: the strings, and the values that are decoded. An image's header costs
-   about as much as a kilobyte of text. */
-static int64_t weir_prompt_bytes_whole(const weir_peek *k) {
-    int64_t bytes = weir_prompt_bytes(k) + k->images * 1024;
-    for (int part = 0; part < WEIR_PARTS; part++)
-        if (k->part[part].start >= 0) bytes += k->part[part].end - k->part[part].start;
-    return bytes;
+/* Of tool definitions that were not counted before. */
+static int64_t weir_prompt_tools_cost(const weir_peek *k) {
+    int64_t cost = 0;
+    for (int part = WEIR_TOOLS; part <= WEIR_FUNCTIONS; part++)
+        if (k->part[part].start >= 0)
+            cost += (k->part[part].end - k->part[part].start) * WEIR_COST_TOOL + WEIR_COST_TOOLS;
+    return cost;
+}
+
+/* Where in a text, as it stands in the body, its last certain start of a piece is: what comes after the text changes
+   nothing before. A space in front of an ASCII letter is one in every encoding, and part of no escape. */
+static size_t weir_prompt_tail(const uint8_t *text, size_t n) {
+    for (size_t at = n < 2 ? 0 : n - 2; at > 0; at--)
+        if (text[at] == ' ' && (uint8_t)((text[at + 1] | 0x20) - 'a') < 26) return at;
+    return 0;
+}
+
+/* Of everything but tool definitions. */
+static int64_t weir_prompt_cost(const weir_peek *k, const uint8_t *body) {
+    int64_t cost = weir_prompt_text_cost(k);
+    for (uint32_t i = 0; i < k->strings.used; i++) {
+        const wj_string_at *at = &k->strings.at[i];
+        if (at->kind == WJ_STRING_CALL) cost += at->size + WEIR_COST_CALL;
+        else if (at->kind >= WJ_STRING_IMAGE) cost += WEIR_COST_IMAGE;
+    }
+    for (int part = WEIR_TOOL_CHOICE; part < WEIR_PARTS; part++)
+        if (k->part[part].start >= 0) cost += (k->part[part].end - k->part[part].start) * WEIR_COST_JSON;
+    if (k->part[WEIR_TOOLS].start >= 0 || k->part[WEIR_FUNCTIONS].start >= 0) {
+        const wj_string_at *at = weir_peek_system(k, body);
+        if (at) cost += at->size - weir_prompt_tail(body + at->start, at->size);
+    }
+    return cost;
 }
 
 /* The tokens of all noted strings but images' urls, and how many of them are a message's name. -1 without memory. */
@@ -85,6 +121,23 @@ static int64_t weir_prompt_calls_count(
         tokens += some;
     }
     return tokens;
+}
+
+/* What a line feed at its end adds to the system message's tokens: 1 and *tokens, which may be negative; 0 where there
+   is no such message; -1 without memory. */
+static int weir_prompt_line_end(const weir_peek *k, const uint8_t *body, weir_encoding *e, int64_t *tokens) {
+    const wj_string_at *at = weir_peek_system(k, body);
+    if (!at) return 0;
+    const size_t tail = weir_prompt_tail(body + at->start, at->size);
+    weir_stream stream;
+    weir_stream_start(&stream, e);
+    int failed = weir_stream_feed_json(&stream, body + at->start + tail, at->size - tail);
+    const int64_t before = failed ? -1 : weir_stream_count(&stream);
+    failed |= before < 0 || weir_stream_feed(&stream, (const uint8_t *)"\n", 1);
+    const int64_t after = failed ? -1 : weir_stream_count(&stream);
+    weir_stream_end(&stream);
+    *tokens = after - before;
+    return after < 0 ? -1 : 1;
 }
 
 #endif

@@ -103,6 +103,9 @@ class Peek:
         message's own; `text`; `function` and `call`, the names in function_call and in tool_calls; `arguments`;
         `image` and a detail, such as `image low`, the url of an image_url.
         """
+    @property
+    def string_count(self) -> int:
+        """How many that are."""
     def image_urls(self) -> list[tuple[str, int, int]]:
         """(detail, start, end) of every image's url: `auto` where none is said, `low`, `high`, `original`, or `other`
         for one that is not known. An image without a url has an empty span.
@@ -110,11 +113,20 @@ class Peek:
     def texts(self, body: bytes) -> list[bytes]:
         """The noted strings decoded, without the images' urls. Errors as `with_usage`."""
     @property
-    def count_bytes(self) -> int:
-        """Bytes that a count of the prompt has to read: noted strings, tools and formats; 1,024 for each image."""
+    def text_cost(self) -> int:
+        """How long `count` takes at most, in bytes of text that takes as long: TEXT_BYTES_INLINE may be counted on the
+        loop.
+        """
+    @property
+    def tools_cost(self) -> int:
+        """The same of tool definitions, where nobody has counted them before."""
+    def cost(self, body: bytes) -> int:
+        """The same of the whole prompt: text, calls, images, formats, but without tool definitions. Errors as
+        `with_usage`.
+        """
     def count(self, body: bytes, encoding: Encoding) -> tuple[int, int]:
         """(tokens of all noted strings but images' urls, how many of them are a message's name). The GIL is released
-        where they have more than TEXT_BYTES_INLINE bytes together. Errors as `with_usage`, and MemoryError.
+        where that is dear (`text_cost`). Errors as `with_usage`, and MemoryError.
         """
     def count_calls(self, body: bytes, encoding: Encoding, prefix: bytes) -> int:
         """Tokens of the names in tool_calls, each behind `prefix`. GIL and errors as `count`."""
@@ -123,14 +135,19 @@ class Peek:
         """Parts of the messages that are neither text nor image: audio and files."""
     def plain(self, body: bytes) -> bool:
         """Nothing but text and names: no calls, tools, formats, images, audio or files. Errors as `with_usage`."""
-    def system(self, body: bytes) -> bytes | None:
-        """The last text of the first message in the role of system or developer. Errors as `with_usage`."""
+    def count_line_end(self, body: bytes, encoding: Encoding) -> int | None:
+        """What a line feed at its end adds to the tokens of the last text of the first message in the role of system or
+        developer; None where there is none. GIL and errors as `count`.
+        """
     def calls(self, body: bytes) -> tuple[int, int, int, int, int]:
         """(names in tool_calls, messages with more than one of them, names in function_call, messages in the role of
         a tool, messages in the role of a function). Errors as `with_usage`.
         """
     def __sizeof__(self) -> int:
         """Bytes of this object and of the strings it notes."""
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Which of messages, prompt and input the body has, and the first character of its JSON; null is none."""
     @property
     def end(self) -> int:
         """Offset of the object's closing brace."""

@@ -14,12 +14,12 @@ from proxy._fastpath cimport Encoding, weir_encoding
 from proxy._scan_h cimport (
     WEIR_API_KEY, WEIR_AUTHORIZATION, WEIR_BAD_JSON, WEIR_BREAKS, WEIR_CONNECTION, WEIR_CONTENT_ENCODING,
     WEIR_CONTENT_LENGTH, WEIR_CONTENT_TYPE, WEIR_DUPLICATE_KEY, WEIR_EXPECT, WEIR_FINE, WEIR_FORWARD_FIRST,
-    WEIR_FUNCTIONS, WEIR_FUNCTION_CALL, WEIR_HOST, WEIR_INCLUDE_USAGE, WEIR_MODEL, WEIR_OTHER, WEIR_PLAIN,
+    WEIR_FUNCTIONS, WEIR_FUNCTION_CALL, WEIR_HOST, WEIR_INCLUDE_USAGE, WEIR_MODEL, WEIR_OTHER, WEIR_PLAIN, WEIR_PROMPTS,
     WEIR_RESPONSE_FORMAT, WEIR_STREAM_OPTIONS, WEIR_TOOLS, WEIR_TOOL_CHOICE, WEIR_TRANSFER_ENCODING, WEIR_X_API_KEY,
     WEIR_X_REQUEST_ID, WEIR_X_TENANT_ID, WJ_LEVELS, WJ_STRING_IMAGE, weir_field, weir_field_name, weir_hop_fields,
     weir_host_fine, weir_param, weir_peek, weir_peek_beside, weir_peek_body, weir_peek_calls, weir_peek_end,
-    weir_peek_plain, weir_peek_system, weir_prompt_calls, weir_same, weir_span, weir_value_kind, weir_visible,
-    wj_decode, wj_str, wj_string_at,
+    weir_peek_plain, weir_prompt_calls, weir_same, weir_span, weir_value_kind, weir_visible, wj_decode, wj_str,
+    wj_string_at,
 )
 
 cdef extern from "_sse.h":
@@ -43,14 +43,16 @@ cdef extern from "_sse.h":
     object weir_out_finish(weir_out* out, object data)
 
 cdef extern from "_prompt.h" nogil:
-    int64_t weir_prompt_bytes(const weir_peek* k) noexcept
-    int64_t weir_prompt_bytes_whole(const weir_peek* k) noexcept
+    int64_t weir_prompt_text_cost(const weir_peek* k) noexcept
+    int64_t weir_prompt_tools_cost(const weir_peek* k) noexcept
+    int64_t weir_prompt_cost(const weir_peek* k, const uint8_t* body) noexcept
     int weir_prompt_count(
         const weir_peek* k, const uint8_t* body, weir_encoding* e, int64_t* tokens, int64_t* names
     ) noexcept
     int64_t weir_prompt_calls_count(
         const weir_peek* k, const uint8_t* body, weir_encoding* e, const uint8_t* prefix, size_t prefix_bytes
     ) noexcept
+    int weir_prompt_line_end(const weir_peek* k, const uint8_t* body, weir_encoding* e, int64_t* tokens) noexcept
 
 cdef enum:
     TEXT_BYTES_MAX = 256  # room for a model's or user's name: above both bounds
@@ -260,6 +262,7 @@ STRING_KINDS = (
     "role", "name", "text", "function", "call", "arguments",
     "image auto", "image low", "image high", "image original", "image other",
 )
+PROMPTS = ("messages", "prompt", "input")
 
 
 class BadBody(Exception):
@@ -385,6 +388,10 @@ cdef class Peek:
         cdef uint32_t i
         return [(STRING_KINDS[at[i].kind], at[i].start, at[i].start + at[i].size) for i in range(self.k.strings.used)]
 
+    @property
+    def string_count(self):
+        return self.k.strings.used
+
     def image_urls(self):
         cdef wj_string_at* at = self.k.strings.at
         cdef uint32_t i
@@ -402,8 +409,16 @@ cdef class Peek:
         return [decoded_at(p, &at[i]) for i in range(self.k.strings.used) if at[i].kind < WJ_STRING_IMAGE]
 
     @property
-    def count_bytes(self):
-        return weir_prompt_bytes_whole(&self.k)
+    def text_cost(self):
+        return weir_prompt_text_cost(&self.k)
+
+    @property
+    def tools_cost(self):
+        return weir_prompt_tools_cost(&self.k)
+
+    def cost(self, bytes body not None):
+        check_body(body, self)
+        return weir_prompt_cost(&self.k, <const uint8_t*>PyBytes_AS_STRING(body))
 
     def count(self, bytes body not None, Encoding encoding not None):
         check_body(body, self)
@@ -411,7 +426,7 @@ cdef class Peek:
         cdef int64_t tokens, names
         cdef int failed
         cdef weir_encoding* e
-        if weir_prompt_bytes(&self.k) <= text_bytes_inline:
+        if weir_prompt_text_cost(&self.k) <= text_bytes_inline:
             failed = weir_prompt_count(&self.k, p, encoding.c, &tokens, &names)
         else:
             e = encoding.borrow()
@@ -429,7 +444,7 @@ cdef class Peek:
         cdef Py_ssize_t before_bytes = PyBytes_GET_SIZE(prefix)
         cdef int64_t tokens
         cdef weir_encoding* e
-        if weir_prompt_bytes(&self.k) <= text_bytes_inline:
+        if weir_prompt_cost(&self.k, p) <= text_bytes_inline:
             tokens = weir_prompt_calls_count(&self.k, p, encoding.c, before, before_bytes)
         else:
             e = encoding.borrow()
@@ -448,17 +463,32 @@ cdef class Peek:
         check_body(body, self)
         return weir_peek_plain(&self.k, <const uint8_t*>PyBytes_AS_STRING(body)) != 0
 
-    def system(self, bytes body not None):
+    def count_line_end(self, bytes body not None, Encoding encoding not None):
         check_body(body, self)
         cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(body)
-        cdef const wj_string_at* at = weir_peek_system(&self.k, p)
-        return None if at == NULL else decoded_at(p, at)
+        cdef int64_t tokens = 0
+        cdef int found
+        cdef weir_encoding* e
+        if weir_prompt_cost(&self.k, p) <= text_bytes_inline:
+            found = weir_prompt_line_end(&self.k, p, encoding.c, &tokens)
+        else:
+            e = encoding.borrow()
+            with nogil:
+                found = weir_prompt_line_end(&self.k, p, e, &tokens)
+            encoding.give_back(e)
+        if found < 0:
+            raise MemoryError
+        return tokens if found else None
 
     def calls(self, bytes body not None):
         check_body(body, self)
         cdef weir_prompt_calls found
         weir_peek_calls(&self.k, <const uint8_t*>PyBytes_AS_STRING(body), &found)
         return (found.tools, found.parallel, found.functions, found.tool_results, found.function_results)
+
+    @property
+    def prompts(self):
+        return {PROMPTS[i]: chr(self.k.prompt[i]) for i in range(WEIR_PROMPTS) if self.k.prompt[i] not in b"\0n"}
 
     @property
     def end(self):

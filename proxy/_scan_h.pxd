@@ -25,6 +25,7 @@ cdef extern from "_peek.h":
     enum: WEIR_MODEL, WEIR_STREAM_OPTIONS, WEIR_INCLUDE_USAGE
     enum: WEIR_FINE, WEIR_BAD_JSON, WEIR_DUPLICATE_KEY
     enum: WEIR_TOOLS, WEIR_FUNCTIONS, WEIR_TOOL_CHOICE, WEIR_FUNCTION_CALL, WEIR_RESPONSE_FORMAT
+    enum: WEIR_PROMPTS
     ctypedef struct weir_span:
         Py_ssize_t start
         Py_ssize_t end
@@ -42,6 +43,7 @@ cdef extern from "_peek.h":
         int64_t token_ids
         int64_t messages
         int64_t unread
+        uint8_t* prompt
         Py_ssize_t end
         Py_ssize_t body_bytes
         int members
@@ -63,7 +65,6 @@ cdef extern from "_peek.h":
         int64_t tool_results
         int64_t function_results
     bint weir_peek_plain(const weir_peek* k, const uint8_t* body) noexcept
-    const wj_string_at* weir_peek_system(const weir_peek* k, const uint8_t* body) noexcept
     void weir_peek_calls(const weir_peek* k, const uint8_t* body, weir_prompt_calls* found) noexcept
 
 cdef extern from "_head.h":

@@ -31,11 +31,10 @@ def count(call: Call, house: House) -> bool:
     grant = call.grant
     if grant.limits is None:
         bind(call, house)
-    tokenizer = grant.tokenizer
-    if not tokenizer.inline(call.facts):
+    found = grant.tokenizer.prompt_now(call.body, call.facts, call.endpoint.name, call.known.principal.tenant)
+    if found is None:
         return False
-    tenant = call.known.principal.tenant
-    call.prompt_tokens, call.prompt_source = tokenizer.prompt(call.body, call.facts, call.endpoint.name, tenant)
+    call.prompt_tokens, call.prompt_source = found
     return True
 
 

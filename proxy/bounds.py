@@ -15,8 +15,8 @@ IMAGES_READ_MAX = 500  # images of one request whose headers are read; the provi
 IMAGE_SEGMENTS_MAX = 32  # of a JPEG, until its size is found: a camera's notes and profiles have about 10
 IMAGE_UNESCAPED_BYTES_MAX = 64 * 1024  # of an image whose base64 is escaped: most headers are far in front of that
 TOOLS_CACHED_MAX = 4096  # counts of tool definitions that are remembered in one worker, about 250 bytes each
-TOOLS_BYTES_MAX = 256 * 1024  # of tool definitions that are decoded, about 1 ms; longer ones are counted as text
-TOOL_SCHEMAS_MAX = 5000  # in one request's tools that are written out; beyond them their text is counted
+TOOLS_BYTES_MAX = 128 * 1024  # of tool definitions that are decoded, below 1 ms; longer ones are counted as text
+TOOL_SCHEMAS_MAX = 5000  # objects and arrays in them, and schemas that are written out; beyond them the same
 REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID: kept on the wire up to here, replaced above
 # What of a request goes into its opened record. `record` checks that all of it at its widest is below OPENED_BYTES_MAX,
 # so that every call can be opened.
@@ -70,9 +70,12 @@ RSA_BITS_MIN = 2048  # NIST SP 800-131A: fewer are no longer allowed
 RSA_BITS_MAX = 8192  # a larger key costs milliseconds a token
 
 # Counting a text's tokens.
-TEXT_BYTES_INLINE = 12 * 1024  # counted on the loop: below a tenth of a millisecond of prose, below one of anything
+# Counted on the loop: below a tenth of a millisecond of prose, below one of anything. What is no text is charged as the
+# text that takes as long: WEIR_COST_ in _prompt.h.
+TEXT_BYTES_INLINE = 12 * 1024
 HUGGINGFACE_BYTES_INLINE = 1536  # the same for a tokenizer.json, at about 2 MB/s
 HUGGINGFACE_BYTES_MAX = 1024 * 1024  # half a second in a thread; a longer prompt is estimated
+HUGGINGFACE_STRINGS_MAX = 8192  # of one prompt: half a millisecond in which only one thread runs; more are estimated
 COUNTING_THREADS = 2  # of one worker, for texts too long for its loop
 TOKENIZERS_MAX = 1024  # models of one worker whose bytes per token are remembered; a catch-all makes their number open
 TOKENIZE_PER_MINUTE_DEFAULT = 6000  # POST /v1/tokenize of a key whose calls are not limited: a hundred a second

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from proxy import bounds
 from proxy._fastpath import RATE_REQUESTS, ArenaFull, Limits
 from proxy.accept import read_body
@@ -16,20 +14,12 @@ from proxy.dialects import openai_chat as dialect
 from proxy.errors import Refusal
 
 if TYPE_CHECKING:
+    from proxy._scan import Peek
     from proxy.house import House
     from proxy.policy.effective import Limit
 
-_ABSENT = msgspec.Raw(b"null")
 # Whose arithmetic holds for what the body brings.
 _PROMPTS = {"messages": "chat.completions", "prompt": "completions", "input": "embeddings"}
-
-
-class _Asked(msgspec.Struct):
-    """The body's prompts as they stand: `peek` has read them already, and here only their kind matters."""
-
-    messages: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
 
 
 async def tokenize(call: Call, house: House) -> None:
@@ -46,12 +36,10 @@ async def tokenize(call: Call, house: House) -> None:
             "questions for tokens are limited as calls are, by themselves",
             retry_after_ms=-(-limits.wait_ns // 1_000_000),
         )
-    endpoint = endpoint_of(call.body)
-    tokenizer, facts, tenant = grant.tokenizer, call.facts, call.known.principal.tenant
-    if tokenizer.inline(facts):
-        tokens, source = tokenizer.prompt(call.body, facts, endpoint, tenant)
-    else:
-        tokens, source = await house.asked(tokenizer.prompt, call.body, facts, endpoint, tenant)
+    tokenizer, facts = grant.tokenizer, call.facts
+    asked = call.body, facts, endpoint_of(facts), call.known.principal.tenant
+    found = tokenizer.prompt_now(*asked)
+    tokens, source = await house.asked(tokenizer.prompt, *asked) if found is None else found
     answer = {
         "object": "tokens",
         "model": facts.model,
@@ -87,16 +75,14 @@ def _entry(limit: Limit) -> tuple[int, bytes, int, int]:
     return RATE_REQUESTS, f"tokenize/{limit.scope}".encode(), limit.limit, limit.burst
 
 
-def endpoint_of(body: bytes) -> str:
-    """The endpoint whose prompt this is. Raises Refusal bad_value for a body with none, or with more than one."""
-    asked = msgspec.json.decode(body, type=_Asked)
-    values = {name: bytes(getattr(asked, name)) for name in _PROMPTS}
-    found = [name for name, value in values.items() if value != b"null"]
+def endpoint_of(facts: Peek) -> str:
+    """The endpoint whose prompt a body has. Raises Refusal bad_value for a body with none, or with more than one."""
+    found = facts.prompts
     if len(found) != 1:
         said = " and ".join(found) or "none"
         raise Refusal("bad_value", f"one of messages, prompt and input is expected, it has {said}", param="input")
-    (name,) = found
-    if values[name][:1] != b"[" and (name == "messages" or values[name][:1] != b'"'):
+    ((name, first),) = found.items()
+    if first != "[" and (name == "messages" or first != '"'):
         kind = "a list" if name == "messages" else "text or a list"
         raise Refusal("bad_value", f"{name} must be {kind}", param=name)
     return _PROMPTS[name]

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+import sys
 from pathlib import Path
 
 from aiohttp import http_parser
@@ -36,6 +37,7 @@ from proxy.worker import Worker
 log = logging.getLogger("weir.worker")
 
 
+SWITCH_SECONDS = 0.0005  # the loop waits so long for a thread that counts; by default it would be ten times that
 GC_ALLOCATIONS = 20_000  # net new containers between two looks at the youngest: about 2 MB of them
 
 
@@ -95,6 +97,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     gc.freeze()
     # A call leaves few cycles behind, and none that holds a socket: look for them less often than by default.
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+    sys.setswitchinterval(SWITCH_SECONDS)
     started_ns = now_ns()
     try:
         await worker.run()

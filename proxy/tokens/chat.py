@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from proxy.bounds import IMAGES_READ_MAX, TOOLS_BYTES_MAX
+from proxy.bounds import IMAGES_READ_MAX
 from proxy.tokens import images, tools
 from proxy.tokens.estimate import TOKENS_PER_IMAGE
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from proxy.tokens.families import Chat, Family
     from proxy.tokens.tools import Count
 
-_TAIL_BYTES = 512  # of a system message: where its last word begins is looked for here
 _cache = tools.Cache()
 
 
@@ -38,17 +37,22 @@ class _Sum:
 
 
 def prompt_tokens(
-    family: Family, encoding: Encoding, body: bytes, facts: Peek, endpoint: str, tenant: str
+    family: Family, encoding: Encoding, body: bytes, facts: Peek, endpoint: str, tenant: str, *, anew: bool = True
 ) -> tuple[int, Source]:
     """The prompt's tokens. `facts` are of this body; `endpoint` is the name of one of the dialect's; the encoding is
-    the family's. Never raises for content.
+    the family's. Never raises for content; tools.Unknown for tool definitions that were not counted before, unless they
+    may be counted `anew`.
     """
-    text, names = facts.count(body, encoding)
     if family.chat is not None and endpoint == "chat.completions" and facts.plain(body):
         known = family.chat
+        text, names = facts.count(body, encoding)
         marks = facts.messages * known.message + names * known.name + known.primer + known.preamble
         return max(0, text + marks), "counted" if known.documented else "estimated"
-    total = _Sum(text + facts.token_ids, not facts.incomplete)
+    total = _Sum(facts.token_ids, not facts.incomplete)
+    if endpoint == "chat.completions":
+        _tools(total, family, encoding, body, facts, tenant, anew)  # first: it may be that nothing is counted
+    text, names = facts.count(body, encoding)
+    total.add(text, True)
     if endpoint == "chat.completions":
         total.documented &= facts.unread == 0
         if family.chat is None:  # its messages are text to us, but who knows what they are to the model
@@ -57,7 +61,6 @@ def prompt_tokens(
             _messages(total, family.chat, facts, names)
             _calls(total, family, family.chat, encoding, body, facts)
             _schema(total, family.chat, encoding, body, facts)
-        _tools(total, family, encoding, body, facts, tenant)
     _images(total, family, body, facts)
     return max(0, total.tokens), "counted" if total.documented else "estimated"
 
@@ -85,8 +88,8 @@ def _schema(total: _Sum, chat: Chat, encoding: Encoding, body: bytes, facts: Pee
         return
     said = body[start:end]
     try:
-        value = msgspec.json.decode(said) if len(said) <= TOOLS_BYTES_MAX else said
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        value = tools.decoded(said)
+    except tools.Unreadable:
         value = said
     if value is None or (isinstance(value, dict) and value.get("type") == "text"):
         return
@@ -115,7 +118,7 @@ def _without(schema: object, keys: set[str]) -> object:
     return schema
 
 
-def _tools(total: _Sum, family: Family, encoding: Encoding, body: bytes, facts: Peek, tenant: str) -> None:
+def _tools(total: _Sum, family: Family, encoding: Encoding, body: bytes, facts: Peek, tenant: str, anew: bool) -> None:
     """Tool definitions under either of their keys, and which of them must be called."""
     known = False
     for key, style, span, choice in (
@@ -125,27 +128,16 @@ def _tools(total: _Sum, family: Family, encoding: Encoding, body: bytes, facts: 
         value = body[slice(*span)] if span[0] >= 0 else b"null"
         if value in (b"null", b"[]"):
             continue
-        found = _cache.count(tenant, family.name, key, style, value, encoding)
+        found = _cache.count(tenant, family.name, key, style, value, encoding, anew=anew)
         total.add(found.tokens, found.documented and family.tools_documented and not known)
         if choice[0] >= 0:
             chosen: Count = tools.choice(style, body[slice(*choice)], encoding)
             total.add(chosen.tokens, chosen.documented)
         if not known:
-            total.add(_shared(style.shared, encoding, facts.system(body)), True)
+            line_end = facts.count_line_end(body, encoding)
+            if line_end is not None:
+                total.add(style.shared + line_end, True)
         known = True
-
-
-def _shared(saved: int, encoding: Encoding, system: bytes | None) -> int:
-    """What a system message saves beside tools, and what the line feed at its end then costs."""
-    if system is None:
-        return 0
-    tail = system
-    for at in range(len(system) - 2, max(0, len(system) - _TAIL_BYTES), -1):
-        # A word behind a blank begins a piece of its own in every encoding: nothing in front of it can change.
-        if system[at] == 0x20 and system[at - 1 : at].isalnum() and system[at + 1 : at + 2].isalpha():
-            tail = system[at:]
-            break
-    return saved + encoding.count(tail + b"\n") - encoding.count(tail)
 
 
 def _images(total: _Sum, family: Family, body: bytes, facts: Peek) -> None:

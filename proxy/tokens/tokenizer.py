@@ -5,11 +5,18 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from proxy.bounds import HUGGINGFACE_BYTES_INLINE, HUGGINGFACE_BYTES_MAX, TEXT_BYTES_INLINE, TOKENIZERS_MAX
+from proxy.bounds import (
+    HUGGINGFACE_BYTES_INLINE,
+    HUGGINGFACE_BYTES_MAX,
+    HUGGINGFACE_STRINGS_MAX,
+    TEXT_BYTES_INLINE,
+    TOKENIZERS_MAX,
+)
 from proxy.tokens import chat, encoding, families
 from proxy.tokens.calibration import Ratio
 from proxy.tokens.estimate import BYTES_PER_TOKEN_MILLI, fixed_tokens, prompt_tokens
 from proxy.tokens.huggingface import PREFIX, BadTokenizer, HuggingFace
+from proxy.tokens.tools import Unknown
 
 if TYPE_CHECKING:
     from proxy._fastpath import Encoding
@@ -31,14 +38,14 @@ class Tokenizer(Protocol):
     def bytes_per_token_milli(self) -> int:
         """For what cannot be counted: bytes of a thousand tokens."""
 
-    def inline(self, facts: Peek) -> bool:
-        """Whether `prompt` takes so little time that the loop can wait for it."""
-
     def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
         """The tokens of a body's prompt, and whether they are counted or estimated. Any thread may ask.
 
         What is remembered of tool definitions is the tenant's own: no other can tell by the time whether it was there.
         """
+
+    def prompt_now(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source] | None:
+        """The same on the loop: None where that might take longer than the loop can wait. Then ask `prompt`, aside."""
 
     def learn(self, text_bytes: int, tokens: int) -> None:
         """A text of so many bytes had so many tokens, as the upstream says."""
@@ -70,8 +77,17 @@ class Exact:
         self.reasoning = reasoning
         self._family = family
 
-    def inline(self, facts: Peek) -> bool:
-        return facts.count_bytes <= TEXT_BYTES_INLINE
+    def prompt_now(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source] | None:
+        room = TEXT_BYTES_INLINE - facts.cost(body)
+        if room < 0:
+            return None
+        if self._family is None:
+            return self.prompt(body, facts, endpoint, tenant)
+        try:
+            anew = facts.tools_cost <= room
+            return chat.prompt_tokens(self._family, self.encoding, body, facts, endpoint, tenant, anew=anew)
+        except Unknown:
+            return None
 
     def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
         if self._family is not None:
@@ -98,11 +114,11 @@ class Estimated:
     def bytes_per_token_milli(self) -> int:
         return self._ratio.milli
 
-    def inline(self, facts: Peek) -> bool:
-        return True
-
     def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
         return prompt_tokens(facts, self._ratio.milli), "estimated"
+
+    def prompt_now(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source] | None:
+        return self.prompt(body, facts, endpoint, tenant)
 
     def learn(self, text_bytes: int, tokens: int) -> None:
         self._ratio.learn(text_bytes, tokens)
@@ -120,11 +136,14 @@ class FromFile(Estimated):
         self.name = PREFIX + path.rpartition("/")[2]
         self._file = _file(path)
 
-    def inline(self, facts: Peek) -> bool:
-        return self._file.ready and facts.text_bytes <= HUGGINGFACE_BYTES_INLINE
+    def prompt_now(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source] | None:
+        if not self._file.ready or facts.text_cost > HUGGINGFACE_BYTES_INLINE:
+            return None
+        return self.prompt(body, facts, endpoint, tenant)
 
     def prompt(self, body: bytes, facts: Peek, endpoint: str, tenant: str) -> tuple[int, Source]:
-        if facts.incomplete or facts.text_bytes > HUGGINGFACE_BYTES_MAX:
+        long = facts.string_count > HUGGINGFACE_STRINGS_MAX or facts.text_bytes > HUGGINGFACE_BYTES_MAX
+        if long or facts.incomplete:
             return super().prompt(body, facts, endpoint, tenant)
         try:
             tokens = self._file.count(facts.texts(body)) + fixed_tokens(facts)

@@ -32,8 +32,29 @@ class Count(NamedTuple):
     documented: bool
 
 
+class Unreadable(Exception):
+    """A value that cannot be decoded, or has more in it than is decoded at once."""
+
+
+class Unknown(Exception):
+    """Definitions that were not counted before, where there is no time for it."""
+
+
 class _TooLarge(Exception):
     """More than is written out: references can make a long text of a short one."""
+
+
+def decoded(value: bytes) -> Any:
+    """What a JSON value says. Raises Unreadable.
+
+    No other thread runs meanwhile, the loop's neither: objects and arrays, which take the time, are counted before.
+    """
+    if len(value) > TOOLS_BYTES_MAX or value.count(b"{") + value.count(b"[") > TOOL_SCHEMAS_MAX:
+        raise Unreadable
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        raise Unreadable from None
 
 
 # Keys of a schema that recorded answers cover; those in the second line are not shown to the model.
@@ -46,7 +67,7 @@ class _Writer:
     """Writes definitions as TypeScript, and notes whether all of it is covered."""
 
     def __init__(self, style: Tools, value_bytes: int) -> None:
-        self.characters_left = 4 * value_bytes + 4096
+        self.characters_left = 2 * value_bytes + 1024  # as much as WEIR_COST_TOOL in _prompt.h allows for
         # The shortest schema that says anything has about 16 bytes; a text of others takes long to write out.
         self.schemas_left = min(TOOL_SCHEMAS_MAX, value_bytes // 16 + 1)
         self.inline = style.layout == "inline"
@@ -177,14 +198,14 @@ def _functions(value: object) -> list[dict[str, Any]] | None:
 def count(style: Tools, value: bytes, counter: Counter) -> Count:
     """The tokens of a JSON value of `tools` or `functions`, the marks around it included. Never raises for content."""
     try:
-        functions = _functions(msgspec.json.decode(value)) if len(value) <= TOOLS_BYTES_MAX else None
+        functions = _functions(decoded(value))
         if functions is not None:
             if not functions:
                 return Count(0, False)
             writer = _Writer(style, len(value))
             text = writer.definitions(functions)
             return Count(counter.count(text.encode()) + style.section, writer.documented)
-    except (msgspec.DecodeError, _TooLarge, RecursionError, UnicodeError):
+    except (Unreadable, _TooLarge, RecursionError, UnicodeError):
         pass
     return Count(counter.count(value), False)
 
@@ -192,8 +213,8 @@ def count(style: Tools, value: bytes, counter: Counter) -> Count:
 def choice(style: Tools, value: bytes, counter: Counter) -> Count:
     """The tokens that a JSON value of `tool_choice` or `function_call` adds. Never raises for content."""
     try:
-        said = msgspec.json.decode(value)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        said = decoded(value)
+    except Unreadable:
         return Count(0, False)
     if said in (None, "auto", "required"):
         return Count(0, True)
@@ -221,14 +242,20 @@ class Cache:
     def __len__(self) -> int:
         return len(self._counts)
 
-    def count(self, tenant: str, family: str, key: str, style: Tools, value: bytes, counter: Counter) -> Count:
-        """As `count`, by the request's key that the value stands under."""
+    def count(
+        self, tenant: str, family: str, key: str, style: Tools, value: bytes, counter: Counter, *, anew: bool = True
+    ) -> Count:
+        """As `count`, by the request's key that the value stands under. Raises Unknown where it is not here already,
+        unless it may be counted `anew`.
+        """
         entry = (tenant, family, key, hashlib.blake2b(value, digest_size=16).digest())
         with self._lock:
             found = self._counts.get(entry)
             if found is not None:
                 self._counts.move_to_end(entry)
                 return found
+        if not anew:
+            raise Unknown
         found = count(style, value, counter)
         with self._lock:
             self._counts[entry] = found

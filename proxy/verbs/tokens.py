@@ -104,7 +104,7 @@ def _by_model(args: argparse.Namespace, text: bytes) -> Counted:
     body = text if args.request else json.dumps({"model": args.model, "input": text.decode()}).encode()
     try:
         facts = peek(body)
-        endpoint = endpoint_of(body)
+        endpoint = endpoint_of(facts)
     except BadBody as error:
         raise Wrong(f"the body is no request: {error.args[1]}") from None
     except Refusal as refusal:

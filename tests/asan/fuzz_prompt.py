@@ -82,7 +82,8 @@ def fuzz(chance: random.Random) -> None:
     for one in (body, bytes(other)):
         facts.texts(one)
         facts.calls(one)
-        facts.system(one)
+        facts.count_line_end(one, counter)
+        facts.cost(one)
         facts.count(one, counter)
         facts.count_calls(one, counter, chance.choice([b"", b"functions.", b"x" * 5000]))
         family = families.find(chance.choice(MODELS))

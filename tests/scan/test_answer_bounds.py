@@ -137,6 +137,24 @@ def test_too_many_texts() -> None:
     assert made.tokens == ANSWER_LANES_MAX * oracle.count(O200K, "weir")
 
 
+def test_many_texts_in_any_order() -> None:
+    """As many texts as are told apart, cut into one another at random: each keeps its own tokens."""
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    texts = {(index, key): "" for index in range(ANSWER_LANES_MAX // 2) for key in ("content", "reasoning")}
+    made = counter()
+    frames = Frames(made)
+    for number in range(4 * len(texts)):
+        (index, key), part = chance.choice(list(texts)), chance.choice([" inter", "national", "1", "2", "\n", "é"])
+        texts[index, key] += part
+        frames.feed(frame(index=index, delta={key: part}))
+        if number % 99 == 0:
+            made.look(False)
+    made.look(True)
+    assert made.tokens == sum(oracle.count(O200K, whole) for whole in texts.values()), seed
+    assert (made.lanes, made.rest) == (sum(map(bool, texts.values())), 0), seed
+
+
 def test_too_many_strings() -> None:
     """Of more than ANSWER_STRINGS_MAX strings in one frame, those behind are bytes."""
     for extra in (0, 2):

@@ -209,7 +209,7 @@ def test_lengths(filler: str, size: int) -> None:
 
 
 def test_a_system_message_is_found() -> None:
-    """The last text of the first message in that role, in whatever order its keys stand."""
+    """The last text of the first message in that role, in whatever order its keys stand, is what a line end joins."""
     cases: list[tuple[list[dict[str, Any]], bytes | None]] = [
         ([], None),
         ([{"role": "user", "content": "a"}], None),
@@ -220,7 +220,9 @@ def test_a_system_message_is_found() -> None:
     ]
     for messages, want in cases:
         body = json.dumps({"messages": messages}).encode()
-        assert peek(body).system(body) == want, messages
+        for counter in map(encoding, ("cl100k_base", "o200k_base")):
+            joined = None if want is None else counter.count(want + b"\n") - counter.count(want)
+            assert peek(body).count_line_end(body, counter) == joined, messages
 
 
 def test_calls_of_one_message_are_told_from_those_of_two() -> None:
@@ -240,15 +242,40 @@ def test_parts_that_are_neither_text_nor_image() -> None:
     assert (peek(body).unread, peek(body).strings) == (2, [])
 
 
-def test_what_a_count_has_to_read() -> None:
-    """Every string counts, a role too: none may be long without being noticed; and so do tools and images."""
-    for body, want in (
-        ({"messages": [{"role": "r" * 500, "content": "c" * 70}]}, 570),
-        ({"messages": [{"content": [{"image_url": {"url": "u" * 9000}}]}]}, 1024),
-        ({"prompt": "p", "tools": ["t" * 96], "response_format": "f", "tool_choice": "n", "x": "y" * 99}, 1 + 100 + 6),
-        ({"model": "m" * 90, "metadata": "n" * 99}, 0),
+STRING, CALL, IMAGE, JSON, TOOL, TOOLS = 8, 32, 2048, 4, 6, 1024  # WEIR_COST_ in _prompt.h
+
+
+def test_what_a_count_costs() -> None:
+    """Every part of a prompt is charged, an empty one too: none may be long, or many, without being noticed."""
+    call = {"function": {"name": "nn", "arguments": "aaa"}}
+    system = {"role": "system", "content": "no way in here" + "x" * 50}
+    calls = 2 * (STRING + 2 + STRING + 3)
+    for body, text, more, tools in (
+        ({"messages": [{"role": "r" * 500, "content": "c" * 70}]}, 570 + 2 * STRING, 0, 0),
+        ({"messages": [{"role": "", "content": ""}] * 30}, 60 * STRING, 0, 0),
+        ({"messages": [{"tool_calls": [call, call]}]}, calls, 2 * (2 + CALL), 0),
+        ({"messages": [{"content": [{"image_url": {"url": "u" * 9000}}] * 3}]}, 0, 3 * IMAGE, 0),
+        ({"prompt": "p", "response_format": "f", "tool_choice": "n" * 9}, 1 + STRING, JSON * (3 + 11), 0),
+        ({"tools": ["t" * 96]}, 0, 0, TOOL * 100 + TOOLS),
+        ({"tools": [], "functions": ["t"]}, 0, 0, TOOL * 2 + TOOL * 5 + 2 * TOOLS),
+        ({"messages": [system], "tools": []}, 70 + 2 * STRING, 55, TOOL * 2 + TOOLS),
+        ({"model": "m" * 90, "metadata": "n" * 99}, 0, 0, 0),
     ):
-        assert peek(json.dumps(body, separators=(",", ":")).encode()).count_bytes == want
+        raw = json.dumps(body, separators=(",", ":")).encode()
+        facts = peek(raw)
+        assert (facts.text_cost, facts.cost(raw), facts.tools_cost) == (text, text + more, tools), body
+
+
+def test_which_prompts_a_body_has() -> None:
+    """By their keys, as they are folded, and how their values begin; null is none, and the last of two counts."""
+    for body, want in (
+        (b'{"messages":[],"prompt":null,"input":1}', {"messages": "[", "input": "1"}),
+        (b'{"Prompt": "a","suffix":"b","instructions":"c"}', {"prompt": '"'}),
+        (b'{"input":"a","input":null}', {}),
+        (b'{"input":null,"inpu\\u0074": [1]}', {"input": "["}),
+        (b'{"messages":-1,"inputs":"a","promp":"b"}', {"messages": "-"}),
+    ):
+        assert peek(body).prompts == want
 
 
 def test_too_many_strings() -> None:
@@ -267,6 +294,10 @@ def test_facts_of_another_body() -> None:
     """A body of another length is refused: its strings would be read past its end."""
     facts = peek(b'{"prompt":"aaaaaaaa"}')
     for other in (b'{"prompt":"a"}', b"", b'{"prompt":"aaaaaaaaa"}', b'{"prompt":"aaaaaaaa"]'):
-        for ask in (facts.texts, facts.calls, facts.system, lambda body: facts.count(body, encoding("o200k_base"))):
+        counts = (
+            lambda body, count=count: count(body, encoding("o200k_base"))
+            for count in (facts.count, facts.count_line_end)
+        )
+        for ask in (facts.texts, facts.calls, facts.cost, *counts):
             with pytest.raises(ValueError):
                 ask(other)

@@ -195,12 +195,18 @@ def test_too_many_strings_are_estimated() -> None:
 WORDS = st.text(st.sampled_from(list("ab Z9.:\n\r\t\u00e9\u4f60'")), max_size=60)
 
 
-@given(WORDS, st.integers(0, 1500), st.sampled_from(["o200k_base", "cl100k_base"]))
-def test_only_the_tail_of_a_system_message_is_read_twice(text: str, filler: int, name: str) -> None:
-    """What a line feed adds to a system message depends on its last words alone."""
+@given(WORDS, st.integers(0, 1500), st.booleans(), st.sampled_from(["o200k_base", "cl100k_base"]))
+def test_only_the_tail_of_a_system_message_is_read_twice(text: str, filler: int, ascii_only: bool, name: str) -> None:
+    """What a line feed adds to a system message depends on its last words alone, and can be found from them."""
     whole = "some words " * (filler // 11) + text
-    want = count(name, whole + "\n") - count(name, whole)
-    assert chat._shared(-4, encoding(name), whole.encode()) == want - 4
+    messages = [{"role": "system", "content": whole}]
+    body = json.dumps({"messages": messages}, ensure_ascii=ascii_only).encode()
+    facts = peek(body)
+    assert facts.count_line_end(body, encoding(name)) == count(name, whole + "\n") - count(name, whole)
+    said = {"messages": messages, "tools": []}
+    again = json.dumps(said, ensure_ascii=ascii_only).encode()
+    words = json.dumps(text, ensure_ascii=ascii_only)
+    assert peek(again).cost(again) - facts.cost(body) <= len(words.encode()) + len("some words ")
 
 
 def test_the_same_tools_are_counted_once() -> None:

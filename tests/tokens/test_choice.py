@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from proxy.cli import main
 from proxy.policy.compile import compile_policy, examine
 from proxy.policy.effective import find_model
 from proxy.tokens import families
-from proxy.tokens.tokenizer import Choice, Estimated, Exact, Tokenizers, choose, tokenizer_of
+from proxy.tokens.tokenizer import Choice, Estimated, Exact, Tokenizer, Tokenizers, choose, tokenizer_of
 from tests.policy.gallery import EXAMPLE
 from tests.tokens import oracle
 from tests.world.gateway import Gateway
 
+COST_STRING = 8  # WEIR_COST_STRING in _prompt.h
 MODELS: dict[str, dict[str, Any]] = {
     "gpt-4o": {},
     "alias": {"model": "gpt-4-0613"},
@@ -133,12 +135,64 @@ def test_an_encoding_without_a_family_counts_text_and_estimates_chats() -> None:
         assert made.prompt(raw, peek(raw), endpoint, "acme") == expected
 
 
+def now(made: Tokenizer, body: dict[str, Any], endpoint: str = "chat.completions", tenant: str = "acme") -> bool:
+    """Whether a prompt is counted on the loop; then it has the same tokens there as aside."""
+    raw = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    facts = peek(raw)
+    found = made.prompt_now(raw, facts, endpoint, tenant)
+    assert found in (None, made.prompt(raw, facts, endpoint, f"another than {tenant}"))
+    return found is not None
+
+
 def test_long_texts_are_not_for_the_loop() -> None:
     """What an exact tokenizer counts on the loop is bounded; an estimate costs the same whatever the length."""
-    for size in (TEXT_BYTES_INLINE, TEXT_BYTES_INLINE + 1):
-        raw = json.dumps({"model": "m", "input": "x" * size}).encode()
-        assert tokenizer_of(Choice("o200k_base")).inline(peek(raw)) is (size <= TEXT_BYTES_INLINE)
-        assert tokenizer_of(Choice("estimate")).inline(peek(raw))
+    exact, guess = tokenizer_of(Choice("o200k_base")), tokenizer_of(Choice("estimate"))
+    for room in (0, -1):
+        body = {"model": "m", "input": "x" * (TEXT_BYTES_INLINE - COST_STRING - room)}
+        assert now(exact, body, "embeddings") is (room == 0)
+        assert now(guess, body, "embeddings")
+
+
+STRINGS = {"role": "", "content": [""] * 10}
+CALLS = {"role": "", "tool_calls": [{"function": {"name": ""}}] * 10}
+PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAg"
+IMAGES = {"role": "", "content": [{"type": "image_url", "image_url": {"url": PNG}}]}
+FUNCTION = {"name": "", "parameters": {"properties": {"a": {"enum": [[]] * 10}}}}
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        (lambda n: {"messages": [STRINGS] * n}, 200),
+        (lambda n: {"messages": [CALLS] * n}, 100),
+        (lambda n: {"messages": [IMAGES] * n}, 10),
+        (lambda n: {"messages": [], "tools": [{"type": "function", "function": FUNCTION}] * n}, 50),
+        (lambda n: {"messages": [], "functions": [FUNCTION] * n}, 50),
+        (lambda n: {"messages": [], "response_format": {"json_schema": {"schema": [[]] * n}}}, 2000),
+        (lambda n: {"messages": [], "tool_choice": [{}] * n}, 2000),
+        (lambda n: {"messages": [{"role": "system", "content": "x" * n}], "tools": [{"name": "a"}]}, 7000),
+    ],
+)
+def test_nothing_is_for_the_loop_without_bound(one: Callable[[int], dict[str, Any]], many: int) -> None:
+    """A few of anything are counted on the loop; many are not, though none of them has a byte of text."""
+    made = tokenizer_of(Choice("o200k_base", family="gpt-4o"))
+    assert now(made, one(1), tenant=f"few {many}")
+    for times in (1, 10):
+        assert not now(made, one(many * times), tenant=f"many {many}")
+
+
+def test_known_tools_are_for_the_loop() -> None:
+    """Definitions that were counted for a tenant cost the next call nothing; for another tenant's they are new."""
+    made = tokenizer_of(Choice("o200k_base", family="gpt-4o"))
+    many = [{"type": "function", "function": {"name": f"f{n}", "description": "Does."}} for n in range(100)]
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}], "tools": many}
+    raw = json.dumps(body, separators=(",", ":")).encode()
+    assert not now(made, body, tenant="first")
+    made.prompt(raw, peek(raw), "chat.completions", "first")
+    assert now(made, body, tenant="first")
+    assert not now(made, body, tenant="second")
+    body["messages"][0]["content"] = "x" * TEXT_BYTES_INLINE
+    assert not now(made, body, tenant="first")
 
 
 # === weir tokens ===

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from proxy._scan import Peek, peek
-from proxy.bounds import HUGGINGFACE_BYTES_INLINE, HUGGINGFACE_BYTES_MAX
+from proxy.bounds import HUGGINGFACE_BYTES_INLINE, HUGGINGFACE_BYTES_MAX, HUGGINGFACE_STRINGS_MAX
 from proxy.tokens import huggingface
 from proxy.tokens.huggingface import BadTokenizer, HuggingFace, complaint, read
 from proxy.tokens.tokenizer import FromFile
@@ -104,10 +104,18 @@ def test_a_long_text_is_not_for_the_loop(path: str, tmp_path: Path) -> None:
         return raw, peek(raw)
 
     raw, facts = asked(10)
-    assert not made.inline(facts)
-    made.prompt(raw, facts, "embeddings", "acme")
-    assert made.inline(facts)
-    assert not made.inline(asked(HUGGINGFACE_BYTES_INLINE + 1)[1])
+    assert made.prompt_now(raw, facts, "embeddings", "acme") is None
+    counted_aside = made.prompt(raw, facts, "embeddings", "acme")
+    assert made.prompt_now(raw, facts, "embeddings", "acme") == counted_aside
+    for texts in (["x" * (HUGGINGFACE_BYTES_INLINE + 1)], [""] * HUGGINGFACE_BYTES_INLINE):
+        raw = json.dumps({"model": "m", "input": texts}).encode()
+        assert made.prompt_now(raw, peek(raw), "embeddings", "acme") is None
+        assert made.prompt(raw, peek(raw), "embeddings", "acme")[1] == "counted"
+    raw = json.dumps({"model": "m", "input": ["ab"] * (HUGGINGFACE_STRINGS_MAX + 1)}).encode()
+    assert made.prompt(raw, peek(raw), "embeddings", "acme") == (
+        -(-2 * (HUGGINGFACE_STRINGS_MAX + 1) // 4),
+        "estimated",
+    )
     raw, facts = asked(HUGGINGFACE_BYTES_MAX + 1)
     assert made.prompt(raw, facts, "embeddings", "acme") == (-(-(HUGGINGFACE_BYTES_MAX + 1) // 4), "estimated")
 

@@ -140,12 +140,32 @@ def test_references_cannot_blow_it_up() -> None:
 
 
 def test_long_definitions_are_counted_as_text() -> None:
-    """More schemas or bytes than the bounds are not decoded or not written out."""
+    """More schemas, lists or bytes than the bounds are not decoded or not written out."""
     many = [tool(of(**{f"p{i}": STRING for i in range(TOOL_SCHEMAS_MAX + 1)}))]
     wide = [tool(None, description="d" * TOOLS_BYTES_MAX)]
-    for value in (many, wide):
+    deep = [tool(of(a={"enum": [[]] * TOOL_SCHEMAS_MAX}))]
+    for value in (many, wide, deep):
         written, found = shown(value)
         assert (written, found.documented) == (json.dumps(value), False)
+
+
+def test_what_is_decoded_is_bounded() -> None:
+    """A choice or a format is decoded under the same bounds as tools: no other thread runs meanwhile."""
+    for value in (b'"%b"' % (b"n" * TOOLS_BYTES_MAX), b"[%b{}]" % (b"[]," * TOOL_SCHEMAS_MAX)):
+        with pytest.raises(tools.Unreadable):
+            tools.decoded(value)
+        assert tools.choice(STYLES.tools, value, encoding("o200k_base")) == (0, False)
+    assert len(tools.decoded(b"[%b{}]" % (b"[]," * (TOOL_SCHEMAS_MAX - 2)))) == TOOL_SCHEMAS_MAX - 1
+
+
+def test_only_known_definitions_are_counted_where_there_is_no_time() -> None:
+    """Then the cache says so, and counts nothing."""
+    cache, counter, value = tools.Cache(), Counter(), json.dumps([tool()]).encode()
+    with pytest.raises(tools.Unknown):
+        cache.count("acme", "gpt-4o", "tools", STYLES.tools, value, counter, anew=False)
+    assert (len(cache), counter.texts) == (0, [])
+    found = cache.count("acme", "gpt-4o", "tools", STYLES.tools, value, counter)
+    assert cache.count("acme", "gpt-4o", "tools", STYLES.tools, value, counter, anew=False) == found
 
 
 SCHEMAS = st.recursive(
