@@ -91,6 +91,7 @@ class Keeper:
         self._key_store = Store.open(settings.database, readonly=True)
         self._keys = KeyWatch(self._key_store, self._transport, self._arena, log)
         self._port = Port(Board(self._arena), self._counters, self._epochs, self._keys, settings.journal.max_bytes)
+        self._met = False  # the database has been seen to have the schema of this version
         self._ending = asyncio.Event()
         self._reload_asked = asyncio.Event()
         self._failed: BaseException | None = None
@@ -124,10 +125,8 @@ class Keeper:
     async def _begin(self) -> None:
         self._arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns())
         try:
-            await self._store.check_schema()
+            await self._check_schema()
             self._arena.set_word(board.DATABASE_STATE, board.OK)
-        except SchemaMismatch as error:
-            raise CannotKeep(str(error)) from error
         except (StoreUnavailable, BadData) as error:
             # The journal keeps everything meanwhile, and whoever is known goes on being served.
             self._log.warning(
@@ -151,6 +150,21 @@ class Keeper:
         self._arena.set_word(board.KEEPER_PID, os.getpid())
         self._log.info("keeping", metrics_port=port)
 
+    async def _check_schema(self) -> None:
+        """Raises CannotKeep for a schema that is not this version's, StoreUnavailable and BadData."""
+        try:
+            await self._store.check_schema()
+        except SchemaMismatch as error:
+            raise CannotKeep(str(error)) from error
+        self._met = True
+
+    async def _meet(self) -> None:
+        """A duty: a database that was away at the start is looked at once it is there."""
+        if not self._met:
+            with contextlib.suppress(StoreUnavailable, BadData):
+                await self._check_schema()
+                self._log.info("the database is there")
+
     def _vital(self) -> list[tuple[Callable[[], Awaitable[object]], float]]:
         """Duties that go on while the others end: workers may serve for long after."""
         vital: list[tuple[Callable[[], Awaitable[object]], float]] = [
@@ -164,6 +178,7 @@ class Keeper:
 
     def _duties(self) -> list[tuple[Callable[[], Awaitable[object]], float]]:
         duties: list[tuple[Callable[[], Awaitable[object]], float]] = [
+            (self._meet, _CHECK_SECONDS),
             (self._epochs.look, _LOOK_SECONDS),
             (self._move, _MOVE_SECONDS),
             (self._anchors.look, _ANCHOR_SECONDS),

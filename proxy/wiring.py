@@ -25,7 +25,7 @@ from proxy.journal import Epoch
 from proxy.journey import serve
 from proxy.policy.snapshot import Policy, Upstream
 from proxy.settings import Settings
-from proxy.store.store import Store
+from proxy.store.store import Store, StoreUnavailable
 from proxy.telemetry.calls import CallMetrics
 from proxy.telemetry.log import Lines
 from proxy.telemetry.metrics import Counters
@@ -69,7 +69,11 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     generation = epoch.arena.word(board.POLICY_GENERATION)  # before the file: a newer file is read again, never missed
     policy = read_policy(settings.data_dir)
     store = Store.open(settings.database, readonly=True)
-    await store.check_schema()
+    try:
+        await store.check_schema()
+    except StoreUnavailable as error:
+        # It serves all the same: else the connections to its place would wait for a database that others know is away.
+        log.warning("%s; whose key is not known here is told 503 until it is back", error)
     counters = Counters(settings.data_dir / "metrics", epoch.column)
     lines = Lines(settings.log_requests, epoch=epoch.epoch, counters=counters)
     epoch.on_sync(lines.flush)

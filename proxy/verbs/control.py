@@ -83,7 +83,10 @@ async def _control(args: argparse.Namespace, process: Settings) -> None:
         os.set_blocking(args.lifeline_fd, False)
         loop.add_reader(args.lifeline_fd, _lifeline, args.lifeline_fd, loop, stop)
     try:
-        await store.check_schema()
+        try:
+            await store.check_schema()
+        except StoreUnavailable as error:
+            log.warning("every request is told 503 until the database is there", reason=str(error))
         process.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         office = office_of(process, store)
         listener = listener_of(process) if args.listen_fd is None else socket.socket(fileno=args.listen_fd)

@@ -85,5 +85,8 @@ async def _check_schema(process: Settings) -> None:
     store = Store.open(process.database)
     try:
         await store.check_schema()
+    except StoreUnavailable as error:
+        # A database may start later than what uses it. The keeper looks at its schema when it is there.
+        print(f"weir proxy: {error}; /readyz is 503, and so is every call, until it is there", file=sys.stderr)
     finally:
         await store.close()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -334,3 +337,38 @@ def test_the_database_goes_away(tmp_path: Path, own_postgres: PostgresServer) ->
             wait_for("the other key to work", lambda: asyncio.run(once(weir, chat(), unused)).status == 200)
             wait_for("every row", lambda: len(weir.rows()) == 12)
             weir.assert_at_rest()
+
+
+def test_what_starts_while_the_database_is_away(tmp_path: Path, own_postgres: PostgresServer) -> None:
+    """A worker that dies meanwhile is replaced, and a host starts: both refuse until it is there."""
+    with UpstreamProcess(tmp_path / "ledger.jsonl") as upstream, contextlib.ExitStack() as stack:
+        weir = Gateway(tmp_path / "one", upstream.url, database=own_postgres.url(own_postgres.create_database()))
+        empty = Gateway(tmp_path / "two", upstream.url, database=own_postgres.url(own_postgres.create_database()))
+        stack.callback(empty.kill_all)
+        stack.enter_context(weir)
+
+        def answer() -> tuple[int, str]:
+            try:
+                said = asyncio.run(once(weir, chat({"tokens": 1})))
+            except (OSError, EOFError):
+                return 0, ""  # a connection to the worker that was killed
+            return said.status, said.code
+
+        assert answer()[0] == 200
+        own_postgres.kill()
+        (worker,) = weir.processes("worker")
+        os.kill(worker, signal.SIGKILL)
+        wait_for("another worker to refuse", lambda: answer() == (503, "store_unavailable"))
+        assert worker not in weir.processes("worker")
+        weir.kill_all()
+
+        for each in (weir, empty):
+            each.start_part("proxy")
+            wait_for("it to say so", lambda each=each: b"has not been reached yet" in each.get("/readyz")[1])
+        assert weir.get("/readyz")[0] == 503
+        assert answer() == (503, "store_unavailable")
+        assert "/readyz is 503" in weir.stderr()
+        own_postgres.start()
+        wait_for("it to be ready", weir.ready)
+        wait_for("the key to work", lambda: answer()[0] == 200)
+        wait_for("the other to say what to run", lambda: "no Weir schema" in empty.stderr())
