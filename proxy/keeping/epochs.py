@@ -108,6 +108,7 @@ class Epochs:
         self._counters = counters
         self._log = log
         self._asked_ns = 0
+        self._takes_nothing = False  # the database answers and stores nothing: its disk is full, or it is read-only
         self._damage_seen: set[tuple[bytes, int]] = set()
 
     # --- look and recover ---
@@ -183,9 +184,11 @@ class Epochs:
         try:
             result = await self._store.persist(batches)
         except (StoreUnavailable, BadData) as error:
+            self._takes_nothing = True
             self._database_failed("persist", error)
             return False
         failpoint.reach("keeper.after_persist")
+        self._takes_nothing = False
         self._count(result)
         await self.ask_positions()
         return room <= 0
@@ -258,7 +261,7 @@ class Epochs:
         except (StoreUnavailable, BadData) as error:
             self._database_failed("positions", error)
             return False
-        self._say_database(board.OK)
+        self._database_answered()
         risen = 0
         for epoch, position in positions.items():
             state = self.states.get(epoch)
@@ -345,7 +348,10 @@ class Epochs:
             self._log.info("Redis is back")
         self._arena.set_word(board.REDIS_STATE, value)
 
-    def _say_database(self, value: int) -> None:
+    def _database_answered(self) -> None:
+        """It can be read. While it takes nothing it is as good as away; saying both in turn would fill the log."""
+        if self._takes_nothing:
+            return
         if self._arena.word(board.DATABASE_STATE) == board.AWAY:
             self._log.info("the database is back")
-        self._arena.set_word(board.DATABASE_STATE, value)
+        self._arena.set_word(board.DATABASE_STATE, board.OK)

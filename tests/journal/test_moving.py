@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from proxy import journal
+from proxy import board, journal
 from proxy._fastpath import Arena
+from proxy.flush.fold import Batch
 from proxy.keeping import epochs as module
 from proxy.keeping.epochs import Epochs
 from proxy.store.redis import unpack
+from proxy.store.store import Persisted, StoreUnavailable
 from proxy.telemetry.log import Log
 from proxy.telemetry.metrics import KEEPER_COLUMN, Counters
 from tests.journal.conftest import MakeEpoch
@@ -29,6 +31,20 @@ class Database:
 
     async def persisted(self, asked: Sequence[bytes]) -> dict[bytes, int]:
         return dict.fromkeys(asked, self.position)
+
+
+class Full(Database):
+    """Answers, and takes nothing until `full` is False."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = True
+
+    async def persist(self, batches: Sequence[Batch]) -> Persisted:
+        if self.full:
+            raise StoreUnavailable("database or disk is full")
+        self.position = max(batch.last for batch in batches)
+        return Persisted()
 
 
 class Stream:
@@ -53,9 +69,12 @@ class Moving:
         one_round(epoch)
         self.path = epoch.path
         self.counters = counters
-        self.database, self.stream = Database(), Stream()
+        self.arena = arena
+        self.database, self.stream, self.full = Database(), Stream(), Full()
         parts: tuple[Any, Any] = (self.database, self.stream)
         self.epochs = Epochs(directory, "origin", arena, *parts, counters, Log("keeper"))
+        straight: tuple[Any, Any] = (self.full, None)
+        self.straight = Epochs(directory, "origin", arena, *straight, counters, Log("keeper"))
 
     @property
     def state(self) -> module.State:
@@ -126,3 +145,23 @@ def test_what_the_database_has_forgotten_is_an_alarm(moving: Moving) -> None:
     assert len(records) == last
     assert all(b"was pruned, and the database has forgotten it" in record for record in records)
     assert moving.stream.entries[-1][1] == 60
+
+
+def test_a_database_that_only_answers_is_away(moving: Moving, capfd: pytest.CaptureFixture[str]) -> None:
+    """A full disk: it can be asked and takes nothing. It is away until it takes something, and that is said once."""
+    states: list[int] = []
+    moving.arena.set_word(board.DATABASE_STATE, board.OK)
+
+    async def work() -> None:
+        await moving.straight.look()
+        for _ in range(5):
+            await moving.straight.move()
+            states.append(moving.arena.word(board.DATABASE_STATE))
+        moving.full.full = False
+        await moving.straight.move()
+        states.append(moving.arena.word(board.DATABASE_STATE))
+
+    asyncio.run(work())
+    assert states == [board.AWAY] * 5 + [board.OK]
+    said = capfd.readouterr().err
+    assert (said.count("the database is away"), said.count("the database is back")) == (1, 1)
