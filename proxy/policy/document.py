@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import inspect
+from msgspec import NODEFAULT, inspect
 
 from proxy.policy import schema
 from proxy.policy.schema import EVERY
@@ -39,8 +39,8 @@ Editors check and complete the files by `weir.schema.json`, named in the first l
 
 `weir check` prints every problem of every file with its line, and exits 1 when there is one. `weir explain` says which
 line decides what a key may do. `weir reload` takes a changed policy whole or not at all; changes of the process part
-(`listen`, `metrics`, `data_dir`, `database`, `redis`, `workers`, `drain_seconds`, `journal`, `retention`, `log`,
-`pepper`) take effect at the next start.
+(`listen`, `metrics`, `control`, `data_dir`, `database`, `redis`, `workers`, `drain_seconds`, `journal`, `retention`,
+`log`, `pepper`) take effect at the next start.
 
 ## Rules of all files
 
@@ -53,10 +53,11 @@ line decides what a key may do. `weir reload` takes a changed policy whole or no
 - **`${{NAME}}`** in a value is replaced by that environment variable when the files are read, `${{NAME:-default}}` by
   the default when it is unset or empty, `$${{` by `${{`. A variable that is unset and has no default is an error.
 - **Secrets** stand in no file: only `${{NAME}}`, `${{NAME:-}}` (may be absent) or `file:/absolute/path`. They are read
-  where they are used and never stored with the policy. `database` and `redis` may hold `${{NAME}}` in place of the
-  password, or be `file:/absolute/path` as a whole.
+  where they are used and never stored with the policy; `weir reload` reads those of the upstreams again. One that
+  cannot be read is a warning of `weir check`, and an error where a policy is taken into use. `database` and `redis`
+  may hold `${{NAME}}` in place of the password, or be `file:/absolute/path` as a whole.
 - **Relative paths** begin at the directory above the configuration's: with `config/weir.yaml`, `.data` is beside
-  `config/`, wherever the command was started.
+  `config/`, wherever the command was started. `~` is not expanded.
 - **Effective right = plan ∩ tenant ∩ key.** A lower level can narrow, never widen: a limit above that of the level
   above it is an error that names both lines.
 - **`"{EVERY}"`** as a model takes every name without an entry of its own and passes it on unchanged. In a plan's or
@@ -146,7 +147,10 @@ def _default(field: inspect.Field, extra: dict[str, Any]) -> str:
         return "required"
     if "default" in extra:
         return str(extra["default"])
-    return f"`{_written(field.default)}`"
+    if field.default is not NODEFAULT:
+        return f"`{_written(field.default)}`"
+    assert callable(field.default_factory)
+    return f"`{_written(field.default_factory())}`"
 
 
 def _type(kind: inspect.Type, extra: dict[str, Any]) -> str:

@@ -216,6 +216,8 @@ class _Reader:
             return self._wrong(line, path, "is empty")
         if kind.max_length is not None and len(text.encode()) > kind.max_length:
             return self._wrong(line, path, f"longer than {kind.max_length} bytes")
+        if extra.get("path") and text.startswith("~"):
+            return self._wrong(line, path, "~ is not expanded; write the path out")
         if kind.pattern is not None and re.search(kind.pattern, text) is None:
             return self._wrong(line, path, f"must be {extra['rule']}")
         return text

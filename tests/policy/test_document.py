@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from proxy.policy import document
+from proxy.settings import Settings
 from tests.policy.gallery import BASE, EXAMPLE, cases
 
 DOCS = EXAMPLE.parent / "docs"
@@ -42,6 +43,10 @@ def test_every_key_is_explained() -> None:
         assert row[1].strip(), row
         assert row[2].strip(), row
         assert row[4].strip().endswith("."), row
+    assert "NODEFAULT" not in page
+    process = set(re.findall(r"`(\w+)`", page.partition("process part")[2].partition("take effect")[0]))
+    known = {field for field in Settings.__struct_fields__ if field != "config_dir"}
+    assert process == {"retention" if "retention" in field else field.partition("_requests")[0] for field in known}
 
 
 def test_the_editor_schema_takes_the_good_files_and_refuses_unknown_keys() -> None:
