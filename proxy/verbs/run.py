@@ -13,7 +13,7 @@ from proxy.call import Principal
 from proxy.identity import pepper
 from proxy.parts import refuse_second
 from proxy.places import CannotListen, bind
-from proxy.policy.effective import visible_models
+from proxy.policy.effective import effective, visible_models
 from proxy.policy.secrets import SecretMissing
 from proxy.policy.snapshot import Policy
 from proxy.settings import Settings, masked
@@ -107,11 +107,14 @@ def tenant_of(policy: Policy) -> str | None:
 
 def model_of(policy: Policy, tenant: str, *, demo: bool) -> str | None:
     """A model that this tenant can chat with, for the curl line; the demo one only where the demo answers."""
-    visible = visible_models(policy, Principal(tenant, ""))
-    chatting = [name for name in visible if _CHAT in (policy.models[name].endpoints or (_CHAT,))]
-    if demo and _DEMO in chatting:
+    principal = Principal(tenant, "")
+
+    def chats(name: str) -> bool:
+        return effective(policy, principal, name, _CHAT).allowed
+
+    if demo and chats(_DEMO):
         return _DEMO
-    return next((name for name in chatting if name != _DEMO), None)
+    return next((name for name in visible_models(policy, principal) if name != _DEMO and chats(name)), None)
 
 
 def _called(host: str) -> str:
@@ -137,7 +140,9 @@ def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secr
         return "\n".join([*lines, "  key       none: no tenant is active", ""])
     lines.append(f"  key       {secret}  (tenant {tenant}, {RUN_KEY_HOURS} h)")
     model = model_of(policy, tenant, demo=demo)
-    if model is not None:
+    if model is None:
+        lines.append("  models    none by name: call one that the upstream knows")
+    else:
         body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": _QUESTION}]})
         insecure = " -k" if scheme == "https" else ""
         lines += [

@@ -363,6 +363,22 @@ def test_what_run_shows(weir: Gateway) -> None:
     both = compile_policy(weir.config)
     assert model_of(both, "acme", demo=True) == "demo"
     assert model_of(both, "acme", demo=False) == "small"
+    weir.write(
+        "weir.yaml",
+        {
+            **json.loads((weir.config / "weir.yaml").read_text()),
+            "models": {"*": {"upstream": "mock", "unpriced": True}},
+        },
+    )
+    every = compile_policy(weir.config)
+    assert model_of(every, "acme", demo=True) == "demo"
+    assert model_of(every, "acme", demo=False) is None
+    assert "none by name" in welcome(settings, every, (), "wk_run_x", 1234, 5678)
+    weir.write("plans.yaml", {"plans": {"all": {"models": ["listed"]}}})
+    listed = compile_policy(weir.config)  # a name that only the catch-all serves
+    assert model_of(listed, "acme", demo=False) == "listed"
+    assert model_of(listed, "acme", demo=True) == "listed"
+    weir.write("plans.yaml", {"plans": {"all": {}}})
     assert "set WEIR_UPSTREAM_URL" in welcome(settings, both, (Helper("demo", ("x",)),), "wk_run_x", 1, 2)
     weir.write("tenants/acme.yaml", {"name": "acme", "plan": "all", "status": "suspended"})
     assert tenant_of(compile_policy(weir.config)) is None
