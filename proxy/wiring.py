@@ -20,6 +20,7 @@ from proxy.identity import pepper
 from proxy.identity.gate import Gate
 from proxy.identity.issuers import IssuerMetrics, Issuers
 from proxy.identity.keys import Keys
+from proxy.identity.shelf import Shelf
 from proxy.identity.tokens import Tokens
 from proxy.journal import Epoch
 from proxy.journey import serve
@@ -78,7 +79,7 @@ async def work(settings: Settings, place: int, listener: socket.socket, lifeline
     lines = Lines(settings.log_requests, epoch=epoch.epoch, counters=counters)
     epoch.on_sync(lines.flush)
     keys = Keys(epoch.arena, pepper.of(settings.data_dir, settings.pepper), store.keys_by_digests)
-    issuers = Issuers(IssuerMetrics(counters))
+    issuers = Issuers(IssuerMetrics(counters), shelf=Shelf(settings.data_dir))
     tokens = Tokens(epoch.arena, issuers, store.disabled_among)
     house = House(
         loop,

@@ -20,6 +20,7 @@ from proxy.identity.claims import Person, read
 from proxy.identity.credentials import digest_of, new_id, new_token
 from proxy.identity.issuers import Issuers
 from proxy.identity.roles import Actor
+from proxy.identity.shelf import Shelf
 from proxy.identity.tenancy import resolve
 from proxy.identity.tokens import Tokens
 from proxy.settings import Settings
@@ -46,7 +47,7 @@ class SignIns:
         self._audience = settings.control.audience
         self._store = store
         self._policies = policies
-        self._issuers = Issuers(Silent())
+        self._issuers = Issuers(Silent(), shelf=Shelf(settings.data_dir))
         self._arena = Arena(str(settings.data_dir / "arena"), boot_id())
         self._tokens = Tokens(self._arena, self._issuers, store.disabled_among)
 

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from proxy.identity.claims import Json
 from proxy.identity.jwks import KeySet, published
+from proxy.identity.shelf import Shelf
 from proxy.policy.snapshot import Issuer
 from proxy.telemetry.metrics import Counters
 
@@ -51,9 +52,16 @@ class IssuerMetrics:
 class Issuers:
     """Every issuer in use, by its `iss`. An issuer that a new policy does not change keeps its keys."""
 
-    def __init__(self, tally: Tally, fetch: Callable[[Issuer], Awaitable[Json]] = published) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        fetch: Callable[[Issuer], Awaitable[Json]] = published,
+        shelf: Shelf | None = None,
+    ) -> None:
+        """shelf: where the last good keys of each are kept on this host."""
         self.tally = tally
         self._fetch = fetch
+        self._shelf = shelf
         self._sets: dict[str, KeySet] = {}
 
     def __repr__(self) -> str:
@@ -80,13 +88,14 @@ class Issuers:
             if known is not None and known.issuer == issuer:
                 self._sets[iss] = before.pop(iss)
                 continue
-            keys = self._sets[iss] = KeySet(issuer, self._fetch, self._told(issuer.name))
+            keys = self._sets[iss] = KeySet(issuer, self._fetch, self._told(issuer.name), self._shelf)
             if known is not None:
                 keys.inherit(known)
             keys.start()
-        for keys in before.values():
-            keys.retire()
-            self.tally.retired(keys.issuer.name)
+        for iss, keys in before.items():
+            self._leave(keys)
+            if iss not in wanted and self._shelf is not None:
+                self._shelf.drop(keys.issuer)
         return True
 
     def _told(self, name: str) -> Callable[[bool], None]:
@@ -94,7 +103,13 @@ class Issuers:
 
     def retire(self) -> None:
         """Ends every fetch; nothing is trusted from now on."""
-        self.adopt({})
+        for keys in self._sets.values():
+            self._leave(keys)
+        self._sets = {}
+
+    def _leave(self, keys: KeySet) -> None:
+        keys.retire()
+        self.tally.retired(keys.issuer.name)
 
     async def close(self) -> None:
         """The same, and waits until the last fetch has ended."""

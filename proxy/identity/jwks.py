@@ -18,9 +18,10 @@ from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
 from proxy import bounds
-from proxy.clock import now_ns
+from proxy.clock import now_ns, wall_us
 from proxy.errors import Refusal
 from proxy.identity.claims import Json, refusal, strict_json
+from proxy.identity.shelf import Kept, Shelf
 from proxy.policy.meaning_issuers import address_complaint
 from proxy.policy.snapshot import Issuer
 
@@ -63,10 +64,13 @@ Told = Callable[[bool], None]
 class KeySet:
     """The keys of one issuer. `start` begins to keep them fresh in this event loop; `close` ends that.
 
-    fetch: the set as its issuer publishes it; raises KeysUnavailable. told: is told how each fetch ended.
+    fetch: the set as its issuer publishes it; raises KeysUnavailable. told: is told how each fetch ended. shelf: where
+    the last good set is kept for other processes; None: nowhere.
     """
 
-    def __init__(self, issuer: Issuer, fetch: Callable[[Issuer], Awaitable[Json]], told: Told) -> None:
+    def __init__(
+        self, issuer: Issuer, fetch: Callable[[Issuer], Awaitable[Json]], told: Told, shelf: Shelf | None = None
+    ) -> None:
         self.issuer = issuer
         self.current = True  # false once the policy no longer has this issuer as it is here
         self.stale_ns = 0  # from then on no key here proves anything; 0 before the first fetch
@@ -76,6 +80,8 @@ class KeySet:
         self._asked_ns: int | None = None  # when an unknown name last caused a fetch
         self._fetch = fetch
         self._told = told
+        # What is in a file already needs no second one.
+        self._shelf = None if (issuer.keys or "").startswith("file:") else shelf
         self._fetching: asyncio.Task[bool] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._good = True
@@ -197,19 +203,10 @@ class KeySet:
 
     async def _refresh(self) -> bool:
         """One fetch. The keys of before stay when it fails, until they are stale."""
-        begun_ns = now_ns()
-        good = False
         try:
-            async with asyncio.timeout(bounds.JWKS_FETCH_SECONDS_MAX):
-                document = await self._fetch(self.issuer)
-            self._take(document)
-            self._good_ns = begun_ns
-            self.stale_ns = begun_ns + self.issuer.stale_seconds * _SECOND_NS
-            good = True
-        except (KeysUnavailable, TimeoutError) as error:
-            self._note(str(error) or f"no answer within {bounds.JWKS_FETCH_SECONDS_MAX} s")
-        except Exception as error:  # a fetch that fails in a way of its own must not end the keeping
-            self._note(repr(error))
+            good = await self._fetched()
+            if not good:
+                await self._recall()
         finally:
             self._fetching = None
         if good and not self._good:
@@ -217,6 +214,54 @@ class KeySet:
         self._good = good
         self._told(good)
         return good
+
+    async def _fetched(self) -> bool:
+        """Whether the set could be fetched and is in place."""
+        begun_ns, begun_us = now_ns(), wall_us()
+        try:
+            async with asyncio.timeout(bounds.JWKS_FETCH_SECONDS_MAX):
+                document = await self._fetch(self.issuer)
+            self._take(document)
+        except (KeysUnavailable, TimeoutError) as error:
+            self._note(str(error) or f"no answer within {bounds.JWKS_FETCH_SECONDS_MAX} s")
+            return False
+        except Exception as error:  # a fetch that fails in a way of its own must not end the keeping
+            self._note(repr(error))
+            return False
+        self._good_ns = begun_ns
+        self.stale_ns = begun_ns + self.issuer.stale_seconds * _SECOND_NS
+        public = [each for each in document["keys"] if not any(name in each for name in _PRIVATE)]
+        await self._put(Kept({"keys": public}, begun_us))
+        return True
+
+    async def _put(self, kept: Kept) -> None:
+        if self._shelf is not None:
+            try:
+                await asyncio.to_thread(self._shelf.put, self.issuer, kept)
+            except OSError as error:  # a full disk takes nothing from those who have the keys
+                log.warning("the keys of the issuer %s cannot be kept on disk: %s", self.issuer.name, error)
+
+    async def _recall(self) -> None:
+        """The keys that a process of this host fetched last, where this one never had any and cannot have them now.
+
+        Not before a fetch has failed: a key that was withdrawn meanwhile would prove tokens once more.
+        """
+        if self._shelf is None or self._good_ns is not None:
+            return
+        kept = await asyncio.to_thread(self._shelf.get, self.issuer)
+        if kept is None or not self.current:
+            return
+        age_us = wall_us() - kept.fetched_us
+        if not 0 <= age_us < self.issuer.stale_seconds * 1_000_000:
+            return  # too old, or of a clock that was set back since: its age is unknown
+        try:
+            self._take(kept.document)
+        except KeysUnavailable:
+            return
+        self._good_ns = now_ns() - age_us * 1000
+        self.stale_ns = self._good_ns + self.issuer.stale_seconds * _SECOND_NS
+        seconds = age_us // 1_000_000
+        log.warning("the issuer %s is away: this host's keys of it of %d s ago are in use", self.issuer.name, seconds)
 
     def _note(self, reason: str) -> None:
         if self._good:  # once for each time it goes away, not for each try

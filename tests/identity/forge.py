@@ -22,6 +22,7 @@ from proxy.clock import boot_id, wall_us
 from proxy.errors import Refusal
 from proxy.identity.issuers import Issuers
 from proxy.identity.keys import Known
+from proxy.identity.shelf import Shelf
 from proxy.identity.tokens import Tokens
 from proxy.policy.snapshot import Issuer
 
@@ -148,7 +149,7 @@ class Told:
 class Desk:
     """Tokens over issuers whose key sets are in the test's hand. `published[iss]` is a document or an exception."""
 
-    def __init__(self, arena: Arena, published: dict[str, Any]) -> None:
+    def __init__(self, arena: Arena, published: dict[str, Any], shelf: Shelf | None = None) -> None:
         self.arena = arena
         self.published = published
         self.fetched: list[str] = []
@@ -156,7 +157,7 @@ class Desk:
         self.disabled: set[tuple[str, str]] = set()
         self.looked_up = 0
         self.told = Told()
-        self.issuers = Issuers(self.told, self.fetch)
+        self.issuers = Issuers(self.told, self.fetch, shelf)
         self.away = False  # the database
         self.tokens = Tokens(arena, self.issuers, self.disabled_among)
 
@@ -192,10 +193,12 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(directory: Path, *issuers: Issuer, published: Mapping[str, Any] | None = None) -> AsyncIterator[Desk]:
+async def desk(
+    directory: Path, *issuers: Issuer, published: Mapping[str, Any] | None = None, shelf: Shelf | None = None
+) -> AsyncIterator[Desk]:
     """A desk with these issuers, the one of `issuer()` without any; every task has ended with the block."""
     arena = Arena(str(directory / "arena"), boot_id(), 0)
-    made = Desk(arena, dict(published or {ISSUER: key_set(jwk("rsa"), jwk("p256"), jwk("ed"))}))
+    made = Desk(arena, dict(published or {ISSUER: key_set(jwk("rsa"), jwk("p256"), jwk("ed"))}), shelf)
     try:
         made.tokens.adopt({each.name: each for each in issuers or (issuer(),)})
         yield made

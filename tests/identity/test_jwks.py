@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from proxy import bounds, clock
 from proxy.errors import KINDS, Refusal
 from proxy.identity import jwks
 from proxy.identity.jwks import KeysUnavailable, published, usable
+from proxy.identity.shelf import Shelf
 from proxy.policy.issuing import Algorithm
 from tests.identity.forge import ISSUER, desk, issuer, jwk, key_set, token
 
@@ -561,3 +563,122 @@ def test_an_unexpected_fault_ends_nothing(tmp_path: Path) -> None:
 def test_the_tables_agree() -> None:
     """Every algorithm that a policy may name has its kind of key."""
     assert set(jwks._FITTING) == set(get_args(Algorithm))
+
+
+# === kept on disk ===
+
+
+AWAY = {ISSUER: KeysUnavailable("away")}
+
+
+def test_a_worker_starts_while_the_issuer_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes by the keys that the host fetched last, counts them as aged, and drops them when they are stale."""
+
+    async def story() -> None:
+        shelf = Shelf(tmp_path)
+        private = {**jwk("p256"), "kid": "shown", "d": "AAAA"}
+        async with desk(tmp_path, published={ISSUER: key_set(jwk("rsa"), private)}, shelf=shelf) as made:
+            assert await made.code(token()) == ""
+        (path,) = (tmp_path / "issuers").iterdir()
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        assert b"shown" not in path.read_bytes()
+        wall = clock.wall_us()
+        async with desk(tmp_path, published=AWAY) as made:
+            assert await made.code(token()) == "issuer_unavailable"  # as it is where nothing was kept
+        for seconds, code in ((0, ""), (3590, ""), (3601, "issuer_unavailable"), (-60, "issuer_unavailable")):
+            monkeypatch.setattr(jwks, "wall_us", lambda seconds=seconds: wall + seconds * 1_000_000)
+            async with desk(tmp_path, published=AWAY, shelf=shelf) as made:
+                assert await made.code(token(jti=str(seconds))) == code, seconds
+                assert (made.told.refreshes[0], made.fetched[0]) == (("corp", False), "corp")
+        monkeypatch.undo()
+        shifted = Clock(monkeypatch)
+        async with desk(tmp_path, published=AWAY, shelf=shelf) as made:
+            assert await made.code(token()) == ""
+            assert await made.code(new()) == "issuer_unavailable"  # it could be a name of the next rotation
+            shifted.skip(3600)
+            assert await made.code(token()) == "issuer_unavailable"
+            made.published[ISSUER] = key_set(jwk("rsa-2"))
+            keys = made.issuers.of(ISSUER)
+            assert keys is not None
+            assert await keys._join()
+            assert await made.code(new()) == ""
+            assert await made.code(token(jti="1")) == "token_key"
+
+    asyncio.run(story())
+
+
+def test_a_withdrawn_key_does_not_come_back(tmp_path: Path) -> None:
+    """What is kept proves nothing while the issuer may yet answer, nor after it has."""
+
+    async def story() -> None:
+        shelf = Shelf(tmp_path)
+        async with desk(tmp_path, shelf=shelf) as made:
+            assert await made.code(token()) == ""
+        async with desk(tmp_path, published={ISSUER: key_set(jwk("rsa-2"))}, shelf=shelf) as made:
+            made.gate = asyncio.Event()
+            waiting = asyncio.create_task(made.code(token()))
+            await until(lambda: made.fetched)
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            made.gate.set()
+            assert await waiting != ""
+            assert await made.code(new()) == ""
+        async with desk(tmp_path, published=AWAY, shelf=shelf) as made:
+            assert [await made.code(token()), await made.code(new())] == ["issuer_unavailable", ""]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-20]),
+        lambda path: path.write_bytes(path.read_bytes().replace(ISSUER.encode(), b"https://other.example")),
+        lambda path: path.write_bytes(b'{"issuer":1,"issuer":2}'),
+        lambda path: path.write_bytes(b'{"document":{"keys":7},"fetched_us":1,"issuer":"x"}'),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        lambda path: path.unlink(),
+        lambda path: path.chmod(0) if os.geteuid() else path.unlink(),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_none(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    """Damaged, another issuer's, no set, gone: the issuer is away as if nothing had been kept, no more."""
+
+    async def story() -> None:
+        shelf = Shelf(tmp_path)
+        async with desk(tmp_path, shelf=shelf) as made:
+            assert await made.code(token()) == ""
+        (path,) = (tmp_path / "issuers").iterdir()
+        damage(path)
+        async with desk(tmp_path, published=AWAY, shelf=shelf) as made:
+            assert await made.code(token()) == "issuer_unavailable"
+            made.published[ISSUER] = key_set(jwk("rsa"))
+            keys = made.issuers.of(ISSUER)
+            assert keys is not None
+            assert await keys._join()
+            assert await made.code(token()) == ""
+        assert path.exists()
+
+    asyncio.run(story())
+
+
+def test_what_is_kept_goes_with_the_issuer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that the policy no longer names leaves no file; one at another address starts anew; a bad disk is told of."""
+
+    async def story() -> None:
+        shelf = Shelf(tmp_path)
+        elsewhere = issuer(keys="https://other.example/keys")
+        async with desk(tmp_path, shelf=shelf) as made:
+            assert await made.code(token()) == ""
+            assert shelf.get(issuer()) is not None
+            assert shelf.get(elsewhere) is None
+            made.tokens.adopt({})
+            assert shelf.get(issuer()) is None
+            assert list((tmp_path / "issuers").iterdir()) == []
+            (tmp_path / "issuers").rmdir()
+            (tmp_path / "issuers").write_text("in the way")
+            made.tokens.adopt({"corp": issuer()})
+            assert await made.code(token(jti="1")) == ""
+        assert "cannot be kept on disk" in caplog.text
+
+    asyncio.run(story())
