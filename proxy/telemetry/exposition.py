@@ -40,6 +40,9 @@ class Page(Collector):
                     yield self._keeper_gauge(family, values)
             elif family.name in series:
                 yield self._from_cells(family, series[family.name])
+            elif family.type == "counter" and not family.labels:
+                # From the start: an alarm that only appears with its first count shows no increase to who watches it.
+                yield CounterMetricFamily(family.name, family.help, value=0)
 
     def _keeper_gauge(self, family: Family, values: Mapping[tuple[str, ...], float]) -> Metric:
         gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)

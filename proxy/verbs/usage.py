@@ -222,6 +222,8 @@ def _report_json(report: Report, filters: Filters) -> dict[str, Any]:
 def _rows_table(rows: Sequence[dict[str, Any]], cursor: str | None) -> str:
     lines = [[_cell(name, row[name]) or "-" for name in _ROW_COLUMNS] for row in rows]
     for line, row in zip(lines, rows, strict=True):
+        if not row["price_version"]:
+            line[_ROW_COLUMNS.index("cost_nanos")] = "unpriced"
         if row["lower_bound"]:
             line[_ROW_COLUMNS.index("completion_tokens")] = f"{_AT_LEAST}{row['completion_tokens']}"
     headings = [name.removesuffix("_us").removesuffix("_nanos").removesuffix("_tokens") for name in _ROW_COLUMNS]

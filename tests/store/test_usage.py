@@ -288,6 +288,7 @@ def test_the_verb_prints_tables_and_json(url: str, capsys: pytest.CaptureFixture
     code, out, _ = weir("--rows", "--limit", "2")
     assert "more: --cursor" in out
     assert "\x1b" not in out
+    assert [line.split()[-3] for line in out.splitlines()[:3]] == ["source", "unpriced", "$0.000000007"]
     rows = json.loads(weir("--rows", "--json")[1])["rows"]
     assert [row["call"] for row in rows] == [3, 2, 1]
     assert weir("verify")[:2] == (0, "3 rows of 1 closed and 0 open epochs\nnothing is missing, nothing is double\n")

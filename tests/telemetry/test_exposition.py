@@ -47,6 +47,11 @@ def test_page_parses_and_sums(tmp_path: Path, accept: str, parse: object) -> Non
     assert samples["weir_redis_up", ()] == 1
     assert samples["weir_journal_epochs", (("state", "alive"),)] == 2
     assert "weir_database_up" not in families
+    # An alarm stands at 0 before its first count: Prometheus sees no increase in what was not there.
+    assert samples["weir_journal_damage_total", ()] == 0
+    plain = {name for name, family in FAMILIES.items() if family.type == "counter" and not family.labels}
+    assert plain <= {name for name, labels in samples if labels == ()}
+    assert len(plain) > 10
 
 
 def test_every_family_tells_what_it_is_and_what_to_do() -> None:
