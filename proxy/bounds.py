@@ -43,6 +43,7 @@ KEYS_CUT_SECONDS = 0.2  # the rest of a frame is waited for so long when a strea
 
 KEY_SOON_SECONDS = 7 * 86_400  # a key that ends within a week says so on every answer
 FAILURES_PER_MINUTE_DEFAULT = 120  # bad credentials from one address: above any broken client's pace of retrying
+STRANGERS_PER_SECOND = 50  # unknown credentials looked at for addresses above that: 5 ms of checking signatures
 FAILURE_CELLS = 4096  # of the rate cells may count bad credentials; addresses share them
 FORWARDED_ADDRESSES_MAX = 32  # in one X-Forwarded-For: nobody has so many proxies in a row
 TRUSTED_PROXIES_MAX = 64  # blocks: each is looked at on every request of a proxy

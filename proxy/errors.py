@@ -75,6 +75,13 @@ KINDS: dict[str, Kind] = {
     "too_many_failures": Kind(
         429, "requests", "client", False, "Too many requests from this address had no valid credential: wait."
     ),
+    "credential_not_checked": Kind(
+        429,
+        "requests",
+        "client",
+        True,
+        "Many bad credentials come from this address, and this one is not known here yet: try again.",
+    ),
     "credential_revoked": Kind(401, _BAD, "client", False, "The credential of this call was revoked while it ran."),
     "keys_unchecked": Kind(
         503,

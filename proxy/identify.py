@@ -57,9 +57,13 @@ async def look_up(call: Call, gate: Gate) -> None:
     tokens = gate.tokens
     try:
         if tokens is not None and b"." in secret:
+            if not tokens.met(secret):
+                gate.wait_turn(call.exchange)
             known = await tokens.look_up(secret, asked)
             enter(call, known, known.lines)
         else:
+            if not gate.keys.met(secret):
+                gate.wait_turn(call.exchange)
             known = await gate.keys.look_up(secret)
             enter(call, known, judge(call, known, asked, gate))
     except Refusal as refusal:

@@ -49,6 +49,12 @@ class Gate:
         """Where the client of this request is. Raises Refusal bad_header."""
         return client_of(exchange.peer, exchange.raw_headers, self.trusted)
 
+    def wait_turn(self, exchange: Exchange) -> None:
+        """Before a credential is looked at that is not known here. Raises Refusal where too many bad ones come from."""
+        wait_ms = self.failures.hold(self.client(exchange), exchange.arrived_ns)
+        if wait_ms:
+            raise Refusal("credential_not_checked", retry_after_ms=wait_ms)
+
     def refused(self, refusal: Refusal, exchange: Exchange) -> Refusal:
         """The refusal that a client gets for this one: a site with too many bad credentials is told to wait."""
         if refusal.code in COUNTED:

@@ -155,6 +155,10 @@ class Keys:
             raise Refusal("invalid_api_key")
         return None
 
+    def met(self, secret: bytes) -> bool:
+        """Whether it was good when it was last looked up."""
+        return key_digest(secret, self._pepper) in self._known
+
     async def look_up(self, secret: bytes) -> Known:
         """Asks the database. Raises Refusal invalid_api_key, or store_unavailable when it cannot be asked."""
         digest = key_digest(secret, self._pepper)

@@ -101,6 +101,10 @@ class Tokens:
             return None
         return known
 
+    def met(self, token: bytes) -> bool:
+        """Whether it has been verified here, whatever has become of it since."""
+        return sha256(token).digest() in self._verified
+
     async def look_up(self, token: bytes, asked: bytes | None) -> Known:
         """Verifies the token where that was not done, and asks the database about its user. Raises Refusal."""
         digest = sha256(token).digest()

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from proxy import bounds
+from proxy import board, bounds
 from proxy._fastpath import Arena
 from proxy.clock import boot_id, now_ns
 from proxy.errors import KINDS, Refusal
 from proxy.identify import identify, look_up
-from proxy.identity import failures
+from proxy.identity import failures, tokens
 from proxy.identity.addresses import address_of
 from proxy.identity.failures import Failures
 from proxy.identity.gate import Gate
 from proxy.identity.keys import Keys, new_secret
+from proxy.identity.tokens import check_signature
 from tests.identity.conftest import FAILURES
-from tests.identity.forge import desk, token
+from tests.identity.forge import Desk, desk, token
 from tests.journey.calling import Answer, chat, once
 from tests.journey.conftest import House
 
@@ -139,32 +142,93 @@ def test_a_full_arena_gives_the_plain_answer(tmp_path: Path) -> None:
     arena.close()
 
 
+@asynccontextmanager
+async def gate_of(directory: Path, per_minute: int) -> AsyncIterator[tuple[Callable[..., Any], Desk, list[bytes]]]:
+    """(what becomes of a credential that arrives at a time, the tokens' desk, the keys that were asked for)."""
+    async with desk(directory) as made:
+        asked: list[bytes] = []
+
+        async def look_up_all(digests: Any) -> list[Any]:
+            asked.extend(digests)
+            return []
+
+        keys = Keys(made.arena, bytes(32), look_up_all)
+        gate = Gate(keys, made.tokens, Failures(made.arena, per_minute))
+
+        async def code(credential: bytes, at_ns: int | None = None) -> str:
+            now = now_ns() if at_ns is None else at_ns
+            exchange = SimpleNamespace(peer="192.0.2.1", raw_headers=(), arrived_ns=now, lines=b"")
+            head = SimpleNamespace(authorization=credential, tenant=None, host=None)
+            call: Any = SimpleNamespace(head=head, exchange=exchange, arrived_ns=now)
+            try:
+                if not identify(call, gate):
+                    await look_up(call, gate)
+            except Refusal as refusal:
+                return refusal.code
+            return str(call.known.principal.tenant)
+
+        yield code, made, asked
+
+
 def test_a_good_token_passes_where_bad_ones_are_counted(tmp_path: Path) -> None:
     """Also before anybody has verified it: to know that it is good it is looked at, however many were bad."""
 
     async def story() -> None:
-        async with desk(tmp_path) as made:
-
-            async def look_up_all(_: Any) -> list[Any]:
-                return []
-
-            keys = Keys(made.arena, bytes(32), look_up_all)
-            gate = Gate(keys, made.tokens, Failures(made.arena, 2))
-
-            async def code(credential: bytes) -> str:
-                exchange = SimpleNamespace(peer="192.0.2.1", raw_headers=(), arrived_ns=now_ns(), lines=b"")
-                head = SimpleNamespace(authorization=credential, tenant=None, host=None)
-                call: Any = SimpleNamespace(head=head, exchange=exchange, arrived_ns=exchange.arrived_ns)
-                try:
-                    if not identify(call, gate):
-                        await look_up(call, gate)
-                except Refusal as refusal:
-                    return refusal.code
-                return str(call.known.principal.tenant)
-
+        async with gate_of(tmp_path, 2) as (code, _, _):
             forged = token("rsa-2", header={"kid": "rsa"})
             assert [await code(forged) for _ in range(3)] == ["token_signature", "token_signature", "too_many_failures"]
             assert await code(token()) == "acme"
             assert await code(new_secret("live").encode()) == "too_many_failures"
 
     asyncio.run(story())
+
+
+def test_a_flood_of_forged_tokens_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit only so many a second are looked at, tokens and keys; a known token passes among them."""
+    checked = 0
+
+    def check(*args: Any) -> None:
+        nonlocal checked
+        checked += 1
+        check_signature(*args)
+
+    monkeypatch.setattr(tokens, "check_signature", check)
+
+    async def story() -> None:
+        async with gate_of(tmp_path, 2) as (code, made, asked):
+            now = now_ns()
+            good, late = token(), token(sub="late")
+            assert await code(good, now) == "acme"
+            forged = [token("rsa-2", header={"kid": "rsa"}, jti=str(number)) for number in range(40)]
+            unknown = [new_secret("live").encode() for _ in range(100)]
+            answers = [await code(each, now) for each in (*forged, *unknown)]
+            assert answers[:2] == ["token_signature"] * 2
+            seen = 2 + bounds.STRANGERS_PER_SECOND  # the first above the limit is looked at before that is known
+            assert answers[2 : seen + 1] == ["too_many_failures"] * (seen - 1)
+            assert set(answers[seen + 1 :]) == {"credential_not_checked"}
+            assert (checked, len(asked)) == (1 + 40, seen + 1 - 40)
+            assert await code(late, now) == "credential_not_checked"
+            # Known ones pass, also when they must be looked up again.
+            assert await code(good, now) == "acme"
+            made.arena.raise_word(board.KEYS_GENERATION)
+            assert await code(good, now) == "acme"
+            # A second later there are turns again, and who waited has one.
+            assert await code(late, now + 1_000_000_000) == "acme"
+
+    asyncio.run(story())
+
+
+def test_one_site_above_the_limit_holds_up_no_other(tmp_path: Path) -> None:
+    """Where nobody fails, every unknown credential is looked at at once; and it ends with the failures."""
+    arena = Arena(str(tmp_path / "arena"), boot_id(), 0)
+    counted = Failures(arena, 60)
+    loud, quiet = address_of("192.0.2.1"), address_of("192.0.2.2")
+    now = now_ns()
+    waits = [counted.note(loud, now) for _ in range(61)]
+    assert [wait > 0 for wait in waits] == [False] * 60 + [True]
+    holds = [counted.hold(loud, now) for _ in range(bounds.STRANGERS_PER_SECOND + 1)]
+    assert holds[:-1] == [0] * bounds.STRANGERS_PER_SECOND
+    assert 0 < holds[-1] <= 1000 // bounds.STRANGERS_PER_SECOND
+    assert [counted.hold(quiet, now) for _ in range(200)] == [0] * 200
+    assert counted.hold(loud, now + waits[-1] * 1_000_000) == 0
+    arena.close()
