@@ -77,7 +77,7 @@ typedef struct {
     int64_t elements; /* of the value itself, where a walk began at an array */
     int64_t numbers;  /* numbers that are elements of an array of texts: token ids */
     wj_strings *strings; /* of a request: where its text stands */
-    int64_t unread;      /* of a request: parts of a message that are neither text nor image */
+    int64_t unread;      /* of a request: what its prompt says that is neither text nor image */
 } wj;
 
 typedef struct {

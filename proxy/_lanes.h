@@ -57,7 +57,7 @@ typedef struct {
     int64_t lost;   /* decoded bytes that no lane will ever count */
     int count;
     uint32_t look;
-    int unread; /* a frame was passed on unread: nobody knows what it says */
+    int unread; /* a frame was passed on unread, or has more in it than text: nobody knows its tokens */
     int failed; /* no memory */
     size_t spent; /* bytes counted since the last look */
     uint8_t *backlog;
@@ -245,6 +245,7 @@ static void weir_catch_up(weir_lanes *l, int all) {
 static void weir_lanes_hear(weir_lanes *l, const weir_speech *speech) {
     if (l->failed) return;
     l->lost += speech->lost;
+    l->unread |= speech->unread;
     for (int i = 0; i < speech->count; i++) {
         const weir_span_said *said = &speech->span[i];
         if (!said->bytes) continue;

@@ -53,7 +53,7 @@ typedef struct {
     int64_t limit[3]; /* max_tokens, max_completion_tokens, max_output_tokens; -1 without one */
     int64_t choices;
     int64_t text_bytes, images, token_ids, messages;
-    int64_t unread; /* audio and files in messages */
+    int64_t unread; /* audio, files and what is not known */
     uint8_t prompt[WEIR_PROMPTS]; /* the first byte of each one's value; 0 when absent */
     Py_ssize_t end; /* of the outer object: its closing brace */
     Py_ssize_t body_bytes;
@@ -228,6 +228,7 @@ static int weir_peek_object(weir_peek *k, wj *j) {
                 k->prompt[n == 5 ? WEIR_INPUT : WEIR_PROMPT] = *value;
             }
             if (class == WJ_TEXT) k->token_ids += j->numbers - numbers;
+            if (WJ_IS(folded, n, "web_search_options")) j->unread += *value != 'n'; /* what is found joins the prompt */
             if (part >= 0) k->part[part] = (weir_span){value - j->start, p - j->start};
             continue;
         }

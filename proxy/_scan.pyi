@@ -132,9 +132,11 @@ class Peek:
         """Tokens of the names in tool_calls, each behind `prefix`. GIL and errors as `count`."""
     @property
     def unread(self) -> int:
-        """Parts of the messages that are neither text nor image: audio and files."""
+        """What the prompt says that is neither text nor image: audio, files, found pages, and what stands under keys
+        that are not known, unless it is empty.
+        """
     def plain(self, body: bytes) -> bool:
-        """Nothing but text and names: no calls, tools, formats, images, audio or files. Errors as `with_usage`."""
+        """Nothing but text and names: no calls, tools, formats, images, nothing unread. Errors as `with_usage`."""
     def count_line_end(self, body: bytes, encoding: Encoding) -> int | None:
         """What a line feed at its end adds to the tokens of the last text of the first message in the role of system or
         developer; None where there is none. GIL and errors as `count`.

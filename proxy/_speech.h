@@ -44,6 +44,7 @@ typedef struct {
     int64_t text;  /* decoded bytes of all texts; names are none */
     int64_t lost;  /* of them, and of names, in strings that there was no room to note */
     int heard;     /* whether somebody counts: without, no span is noted */
+    int unread;    /* something is said that is no text */
     int count, room;
     weir_span_said *span;
     weir_span_said few[WEIR_SPANS_FEW];
@@ -52,7 +53,7 @@ typedef struct {
 static inline void weir_speech_start(weir_speech *s, int heard) {
     s->text = s->lost = 0;
     s->heard = heard;
-    s->count = 0;
+    s->count = s->unread = 0;
     s->room = WEIR_SPANS_FEW;
     s->span = s->few;
 }
@@ -64,7 +65,7 @@ static inline void weir_speech_end(weir_speech *s) {
 /* Another `choices` follows: the last one counts. */
 static inline void weir_unsaid(weir_speech *s) {
     s->text = s->lost = 0;
-    s->count = 0;
+    s->count = s->unread = 0;
 }
 
 /* A token count or an index at p: 1 and its value, 0 for null, -1 when it cannot be believed (negative, fractional,
@@ -283,6 +284,8 @@ static const uint8_t *weir_message(wj *j, const uint8_t *p, weir_speech *s) {
         const uint8_t *name = wj_name(&key, buffer, &n);
         int which = KEYS;
         switch (n) {
+        case 5: s->unread |= *p != 'n' && memcmp(name, "audio", 5) == 0; break;
+        case 6: s->unread |= *p != 'n' && memcmp(name, "images", 6) == 0; break;
         case 7:
             if (memcmp(name, "content", 7) == 0) which = CONTENT;
             else if (memcmp(name, "refusal", 7) == 0) which = REFUSAL;

@@ -19,6 +19,7 @@ enum {
     WJ_ROLE,      /* noted, but not counted as text: it is the same for every call */
     WJ_NAME,      /* as WJ_TEXT */
     WJ_ARGUMENTS, /* as WJ_TEXT */
+    WJ_STRANGE,   /* as WJ_ENTER: nobody has told us what it is */
 };
 
 /* Keys inside messages, prompt and input. What we do not know may still contain what we know. Inlined, its many
@@ -28,22 +29,39 @@ static __attribute__((noinline)) int wj_request_class(const wj_str *key) {
     size_t n;
     const uint8_t *name = wj_name(key, buffer, &n);
     switch (n) {
+    case 2: return WJ_LIKE("id") ? WJ_ENTER : WJ_STRANGE;
     case 4:
         if (WJ_LIKE("text")) return WJ_TEXT;
         if (WJ_LIKE("role")) return WJ_ROLE;
         if (WJ_LIKE("name")) return WJ_NAME;
-        return WJ_LIKE("file") ? WJ_SKIP : WJ_ENTER;
-    case 5: return WJ_LIKE("input") ? WJ_TEXT : WJ_ENTER; /* of a custom tool's call */
-    case 6: return WJ_LIKE("output") ? WJ_TEXT : WJ_ENTER; /* of a function, in Responses' input */
-    case 7: return WJ_LIKE("content") || WJ_LIKE("refusal") ? WJ_TEXT : WJ_ENTER;
+        if (WJ_LIKE("type")) return WJ_ENTER;
+        return WJ_LIKE("file") ? WJ_SKIP : WJ_STRANGE;
+    case 5: return WJ_LIKE("input") ? WJ_TEXT : WJ_STRANGE; /* of a custom tool's call */
+    case 6:
+        if (WJ_LIKE("output")) return WJ_TEXT; /* of a function, in Responses' input */
+        return WJ_LIKE("custom") ? WJ_ENTER : WJ_STRANGE;
+    case 7: return WJ_LIKE("content") || WJ_LIKE("refusal") ? WJ_TEXT : WJ_STRANGE;
+    case 8: return WJ_LIKE("function") ? WJ_ENTER : WJ_STRANGE;
     case 9:
         if (WJ_LIKE("reasoning")) return WJ_TEXT;
         if (WJ_LIKE("arguments")) return WJ_ARGUMENTS;
-        return WJ_LIKE("image_url") ? WJ_IMAGE : WJ_ENTER;
-    case 11: return WJ_LIKE("input_audio") ? WJ_SKIP : WJ_ENTER;
-    case 17: return WJ_LIKE("reasoning_content") ? WJ_TEXT : WJ_ENTER;
-    default: return WJ_ENTER;
+        return WJ_LIKE("image_url") ? WJ_IMAGE : WJ_STRANGE;
+    case 10: return WJ_LIKE("tool_calls") ? WJ_ENTER : WJ_STRANGE;
+    case 11: return WJ_LIKE("input_audio") ? WJ_SKIP : WJ_STRANGE;
+    case 12: return WJ_LIKE("tool_call_id") ? WJ_ENTER : WJ_STRANGE;
+    case 13: return WJ_LIKE("function_call") || WJ_LIKE("cache_control") ? WJ_ENTER : WJ_STRANGE;
+    case 17: return WJ_LIKE("reasoning_content") ? WJ_TEXT : WJ_STRANGE;
+    default: return WJ_STRANGE;
     }
+}
+
+/* Whether a value may mean tokens to a model: a string, an object or an array with something in it. */
+static int wj_means(const wj *j, const uint8_t *p) {
+    p = wj_space(p, j->end);
+    if (p == j->end || (*p != '"' && *p != '{' && *p != '[')) return 0;
+    const uint8_t close = *p == '"' ? '"' : *p + 2;
+    p = *p == '"' ? p + 1 : wj_space(p + 1, j->end);
+    return p < j->end && *p != close;
 }
 
 static const uint8_t *wj_skip_strict(wj *j, const uint8_t *p);
@@ -203,10 +221,14 @@ key:
     if (!p) return NULL;
     class = level[depth - 1];
     if (reads && class == WJ_ALL) j->text += wj_length(&s);
-    else if (reads && class != WJ_SKIP && (class = wj_request_class(&s)) == WJ_SKIP) j->unread++;
+    else if (reads && class != WJ_SKIP) class = wj_request_class(&s);
     p = wj_space(p, end);
     if (p == end || *p != ':') return wj_fail(j, p, "a colon is expected");
     p++;
+    if (reads && (class == WJ_STRANGE || (class == WJ_SKIP && level[depth - 1] != WJ_SKIP))) {
+        j->unread += wj_means(j, p);
+        if (class == WJ_STRANGE) class = WJ_ENTER;
+    }
     goto value;
 }
 

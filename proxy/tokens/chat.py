@@ -48,13 +48,12 @@ def prompt_tokens(
         text, names = facts.count(body, encoding)
         marks = facts.messages * known.message + names * known.name + known.primer + known.preamble
         return max(0, text + marks), "counted" if known.documented else "estimated"
-    total = _Sum(facts.token_ids, not facts.incomplete)
+    total = _Sum(facts.token_ids, not (facts.incomplete or facts.unread))
     if endpoint == "chat.completions":
         _tools(total, family, encoding, body, facts, tenant, anew)  # first: it may be that nothing is counted
     text, names = facts.count(body, encoding)
     total.add(text, True)
     if endpoint == "chat.completions":
-        total.documented &= facts.unread == 0
         if family.chat is None:  # its messages are text to us, but who knows what they are to the model
             total.documented = False
         else:
@@ -126,7 +125,7 @@ def _tools(total: _Sum, family: Family, encoding: Encoding, body: bytes, facts: 
         ("functions", family.tools.functions, facts.functions_span, facts.function_call_span),
     ):
         value = body[slice(*span)] if span[0] >= 0 else b"null"
-        if value in (b"null", b"[]"):
+        if value == b"null" or not value.strip(b"[] \t\r\n"):
             continue
         found = _cache.count(tenant, family.name, key, style, value, encoding, anew=anew)
         total.add(found.tokens, found.documented and family.tools_documented and not known)

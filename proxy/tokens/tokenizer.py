@@ -93,7 +93,7 @@ class Exact:
         if self._family is not None:
             return chat.prompt_tokens(self._family, self.encoding, body, facts, endpoint, tenant)
         text, _ = facts.count(body, self.encoding)
-        guessed = facts.messages or facts.images or facts.incomplete
+        guessed = facts.messages or facts.images or facts.incomplete or facts.unread
         return text + fixed_tokens(facts), "estimated" if guessed else "counted"
 
     def learn(self, text_bytes: int, tokens: int) -> None:

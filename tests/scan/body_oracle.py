@@ -14,6 +14,7 @@ GOVERNED = ("model", "stream", "stream_options", "n", "user", *LIMITS)
 OPTIONS = ("include_usage", "include_obfuscation")
 TEXT = {"content", "text", "name", "arguments", "refusal", "reasoning", "reasoning_content", "output", "input"}
 AUDIO_AND_FILES = {"input_audio", "file"}
+SILENT = {"id", "type", "role", "custom", "function", "tool_calls", "tool_call_id", "function_call", "cache_control"}
 # Go's encoding/json: any case of ASCII letters, and two characters that fold onto them.
 FOLD = {ord("\u017f"): "s", ord("\u212a"): "k"} | {ord(c): c.lower() for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 
@@ -33,6 +34,7 @@ class Facts(NamedTuple):
     images: int
     token_ids: int
     messages: int
+    unread: int
 
 
 def size(text: str) -> int:
@@ -52,7 +54,7 @@ class Count:
     """Text, images and token ids, by the rule of `peek`."""
 
     def __init__(self) -> None:
-        self.text = self.images = self.ids = 0
+        self.text = self.images = self.ids = self.unread = 0
 
     def all(self, value: object) -> None:
         """Every string and key."""
@@ -75,7 +77,9 @@ class Count:
                 key = key.lower() if key.isascii() else key
                 if key == "image_url":
                     self.images += inner is not None
-                elif key not in AUDIO_AND_FILES:
+                    continue
+                self.unread += key not in TEXT | SILENT and isinstance(inner, str | Pairs | list) and len(inner) > 0
+                if key not in AUDIO_AND_FILES:
                     self.walk(inner, key in TEXT)
         elif isinstance(value, list):
             for inner in value:
@@ -152,6 +156,8 @@ def read(body: bytes) -> Facts | set[str]:
             messages += len(value) if isinstance(value, list) and not isinstance(value, Pairs) else 0
         elif name in ("tools", "functions", "response_format"):
             count.all(value)
+        elif name == "web_search_options":
+            count.unread += value is not None
     limits = [found[key] for key in LIMITS if found.get(key) is not None]
     model, user = found.get("model"), found.get("user")
     return Facts(
@@ -165,4 +171,5 @@ def read(body: bytes) -> Facts | set[str]:
         count.images,
         count.ids,
         messages,
+        count.unread,
     )

@@ -127,6 +127,25 @@ def test_finishing_beside_the_loop() -> None:
 # === bounds: what is above them is estimated, and says so ===
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(delta={"audio": {"id": "a", "transcript": "weir"}}),
+        frame(message={"images": [{"image_url": {"url": "data:"}}]}),
+    ],
+)
+def test_what_is_no_text(said: bytes) -> None:
+    """Audio and images have tokens that nobody can count, and the answer says so; the text beside them is counted."""
+    for silent in (b"data: [DONE]\n\n", b"data: ping\n\n", frame(delta={"audio": None})):
+        made = counter()
+        Frames(made).feed(frame(delta={"content": "weir"}) + silent)
+        assert counted(made) == oracle.count(O200K, "weir")
+    made = counter()
+    Frames(made).feed(said + frame(delta={"content": "weir"}))
+    made.look(True)
+    assert (made.tokens, made.estimated) == (oracle.count(O200K, "weir"), True)
+
+
 def test_too_many_texts() -> None:
     """Above ANSWER_LANES_MAX texts the rest is bytes."""
     made = counter()

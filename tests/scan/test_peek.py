@@ -31,6 +31,7 @@ def facts(found: Peek) -> Facts:
         found.images,
         found.token_ids,
         found.messages,
+        found.unread,
     )
 
 

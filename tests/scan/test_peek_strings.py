@@ -242,6 +242,31 @@ def test_parts_that_are_neither_text_nor_image() -> None:
     assert (peek(body).unread, peek(body).strings) == (2, [])
 
 
+def test_what_is_not_known_is_unread() -> None:
+    """Keys that nobody knows are noticed where they hold something; what SDKs send back of an answer is known."""
+    said = {"role": "assistant", "content": "hi", "refusal": None, "annotations": [], "audio": None, "tool_calls": None}
+    for known in (
+        said,
+        {
+            "role": "tool",
+            "tool_call_id": "1",
+            "content": [{"type": "text", "text": "a", "cache_control": {"type": "e"}}],
+        },
+        {"role": "assistant", "tool_calls": [{"id": "1", "type": "custom", "custom": {"name": "a", "input": "b"}}]},
+        {"prefix": True, "weight": 1, "thinking": "", "file": None, "input_audio": {}, "documents": []},
+    ):
+        assert peek(json.dumps({"messages": [known]}).encode()).unread == 0, known
+    for strange in (
+        {"content": [{"type": "video_url", "video_url": {"url": "v"}}]},
+        {"content": [{"type": "thinking", "thinking": "hm"}]},
+        {"audio": {"id": "1"}},
+        {"documents": ["a"]},
+    ):
+        assert peek(json.dumps({"messages": [strange]}).encode()).unread > 0, strange
+    assert peek(b'{"messages":[{"documents": [ \n]}],"web_search_options":null}').unread == 0
+    assert peek(b'{"messages":[],"web_search_options":{}}').unread == 1
+
+
 STRING, CALL, IMAGE, JSON, TOOL, TOOLS = 8, 32, 2048, 4, 6, 1024  # WEIR_COST_ in _prompt.h
 
 

@@ -142,6 +142,9 @@ IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
         ("gpt-4o", {"messages": [HELLO], "response_format": "x"}, None),
         ("gpt-4o", {"messages": [HELLO, {"content": [{"input_audio": {"data": "UklGR", "format": "wav"}}]}]}, 3),
         ("gpt-4o", {"messages": [HELLO, {"content": [{"type": "file", "file": {"file_data": "JVBER"}}]}]}, 3),
+        ("gpt-4o", {"messages": [HELLO, {"content": [{"type": "video_url", "video_url": {"url": "v"}}]}]}, 3),
+        ("gpt-4o", {"messages": [HELLO, {"role": "assistant", "audio": {"id": "a"}}]}, 3 + 1),
+        ("gpt-4o", {"messages": [HELLO], "web_search_options": {}}, 0),
         ("gpt-4o", {"messages": [HELLO], "tools": "x"}, None),
         ("gpt-4o", {"messages": [HELLO, {"role": "tool", "content": ""}]}, 3 + 1 + 2),
         ("gpt-5", {"messages": [HELLO], "tools": [{"type": "function", "function": {"name": "f"}}]}, None),
@@ -163,6 +166,7 @@ def test_what_adds_nothing() -> None:
     for more in (
         {"tools": None, "functions": [], "response_format": None, "tool_choice": "auto"},
         {"response_format": {"type": "text"}, "temperature": 1},
+        {"tools": [], "functions": None},
     ):
         assert tokens({"model": "gpt-4o", "messages": [HELLO], **more}) == (8, "counted")
 
