@@ -144,14 +144,11 @@ class Keys:
 
         Raises Refusal invalid_api_key for a malformed key or one known not to exist.
         """
-        if not key_well_formed(secret):
-            raise Refusal("invalid_api_key")
         digest = key_digest(secret, self._pepper)
-        generation = self._arena.word(board.KEYS_GENERATION)
         entry = self._known.get(digest)
-        if entry is not None:
-            return entry if entry.generation == generation else None
-        if self._unknown.get(digest) == self._arena.word(board.KEYS_CREATED):
+        if entry is not None:  # and well formed, or no look-up would have found it
+            return entry if entry.generation == self._arena.word(board.KEYS_GENERATION) else None
+        if not key_well_formed(secret) or self._unknown.get(digest) == self._arena.word(board.KEYS_CREATED):
             raise Refusal("invalid_api_key")
         return None
 
