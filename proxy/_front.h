@@ -56,6 +56,7 @@ static int weir_front_field(const uint8_t *name, size_t name_bytes, const uint8_
             head->content_length = head->content_length * 10 + (value[i] - '0');
         }
         return 1;
+    case 16: return !NAMED("proxy-connection"); /* which llhttp, and so the other front, reads as a Connection */
     case 17: return !NAMED("transfer-encoding");
     default: return 1;
     }
