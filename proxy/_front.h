@@ -33,12 +33,19 @@ static inline int weir_front_is(const uint8_t *p, size_t n, const char *word) {
     return n == strlen(word) && strncasecmp((const char *)p, word, n) == 0;
 }
 
+/* The fields met so far, each of which stands once. */
+enum { LENGTH = 1, CONNECTION = 2, HOST = 4 };
+
 /* One field that frames the message or changes the connection. 0: not an ordinary one. */
 static int weir_front_field(const uint8_t *name, size_t name_bytes, const uint8_t *value, size_t n, weir_head *head,
                             int *met) {
-    enum { LENGTH = 1, CONNECTION = 2 };
 #define NAMED(word) weir_front_is(name, name_bytes, word)
     switch (name_bytes) {
+    case 4:
+        if (!NAMED("host")) return 1;
+        if (*met & HOST) return 0;
+        *met |= HOST;
+        return 1;
     case 6: return !NAMED("expect");
     case 7: return !NAMED("upgrade");
     case 10:
@@ -99,6 +106,7 @@ static int weir_front_head(const uint8_t *data, size_t size, size_t max, weir_he
     }
     EXPECT("\r\n");
 #undef EXPECT
+    if (!(met & HOST)) return WEIR_HEAD_UNUSUAL; /* RFC 9112, 3.2: to be refused */
     if (!head->post && head->content_length) return WEIR_HEAD_UNUSUAL;
     head->bytes = (size_t)(p - data);
     return WEIR_HEAD_USUAL;

@@ -11,8 +11,9 @@ def usual(data: builtins.bytes) -> tuple[int, int, bool, bool] | Literal[False] 
     """Whether `data` begins with an ordinary head: (its bytes, content length, is a POST, wants to close).
 
     Ordinary: GET or POST, a plain path, HTTP/1.1, header names of letters, digits, - and _, values of visible ASCII;
-    at most one Content-Length and one Connection of `close` or `keep-alive`; no Transfer-Encoding, Expect, Upgrade or
-    Proxy-Connection; at most REQUEST_LINE_BYTES_MAX bytes in all. None: so far it could become one. False: it is none.
+    one Host; at most one Content-Length and one Connection of `close` or `keep-alive`; no Transfer-Encoding, Expect,
+    Upgrade or Proxy-Connection; at most REQUEST_LINE_BYTES_MAX bytes in all. None: so far it could become one. False:
+    it is none.
     """
 
 class Request:

@@ -29,6 +29,7 @@ def accept(exchange: Exchange, new_request_id: Callable[[], str]) -> Call:
     try:
         head = read_head(exchange.raw_headers)
     except BadHead as error:
+        exchange.close = True  # who reads this head in another way sees another request begin behind it
         raise Refusal(error.args[0], error.args[1]) from None
     if head.content_length > bounds.BODY_BYTES_MAX:
         raise Refusal("body_too_large", str(bounds.BODY_BYTES_MAX))

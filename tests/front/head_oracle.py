@@ -26,9 +26,10 @@ def judge(data: bytes) -> Judged:
     rest = lines.pop() if end < 0 else None
     if any(not fine(line) for line in lines[1:]) or (lines and not LINE.fullmatch(lines[0])):
         return False
+    hosts = [value for name, value in map(field, lines[1:]) if name == b"host"]
     lengths = [value for name, value in map(field, lines[1:]) if name == b"content-length"]
     endings = [value.lower() for name, value in map(field, lines[1:]) if name == b"connection"]
-    if any(name in NEVER for name, _ in map(field, lines[1:])) or len(lengths) > 1 or len(endings) > 1:
+    if any(name in NEVER for name, _ in map(field, lines[1:])) or max(map(len, (hosts, lengths, endings))) > 1:
         return False
     if not all(re.fullmatch(rb"[0-9]{1,15}", value) for value in lengths):
         return False
@@ -37,6 +38,8 @@ def judge(data: bytes) -> Judged:
     if rest is not None:
         may = fine_so_far(rest) if lines else line_so_far(rest)
         return None if may and len(data) < REQUEST_LINE_BYTES_MAX else False
+    if not hosts:
+        return False
     length = int(lengths[0]) if lengths else 0
     post = lines[0].startswith(b"POST")
     return False if length and not post else (end + 4, length, post, endings == [b"close"])

@@ -21,11 +21,14 @@ POST = (
     b"User-Agent: OpenAI/Python 1.54.0\r\nX-Stainless-OS: Linux\r\nx_odd:\t tab \t\r\nempty:\r\n"
     b"Authorization: Bearer wk_live_abc\r\nContent-Length: 1017\r\n\r\n"
 )
-LAST = b"POST /v1/a_b.c:d HTTP/1.1\r\ncontent-length: 0\r\nCONNECTION: Close\r\n\r\n"
-ORDINARY = {"get": GET, "post": POST, "last": LAST, "bare": b"GET / HTTP/1.1\r\n\r\n"}
+LAST = b"POST /v1/a_b.c:d HTTP/1.1\r\nHost:\r\ncontent-length: 0\r\nCONNECTION: Close\r\n\r\n"
+ORDINARY = {"get": GET, "post": POST, "last": LAST, "bare": b"GET / HTTP/1.1\r\nhost:\r\n\r\n"}
 
 # What is ordinary by itself, and what is not, one change away from an ordinary head.
 LINES = {
+    b"host: other": False,
+    b"Host:": False,
+    b"hosts: 1": True,
     b"content-length: 5": True,
     b"content-length:5": True,
     b"Content-Length: \t 5 \t": True,
@@ -128,7 +131,7 @@ REQUEST_LINES = {
 @pytest.mark.parametrize("line", LINES, ids=repr)
 def test_a_header_line(line: bytes) -> None:
     """Each rule by hand: one line more makes an ordinary head stay so or not, wherever it stands."""
-    for head in (b"POST / HTTP/1.1\r\na: b\r\n%b\r\n\r\n", b"POST / HTTP/1.1\r\n%b\r\nhost: weir\r\n\r\n"):
+    for head in (b"POST / HTTP/1.1\r\nhost: weir\r\n%b\r\n\r\n", b"POST / HTTP/1.1\r\n%b\r\nhost: weir\r\n\r\n"):
         assert bool(usual(head % line)) is LINES[line]
         assert usual(head % line) == judge(head % line)
 
@@ -148,8 +151,9 @@ def test_what_it_says() -> None:
     assert usual(LAST) == (len(LAST), 0, True, True)
     assert usual(b"") is None
     # A GET has no body.
-    assert usual(b"GET / HTTP/1.1\r\ncontent-length: 0\r\n\r\n") == (37, 0, False, False)
-    assert usual(b"GET / HTTP/1.1\r\ncontent-length: 1\r\n\r\n") is False
+    assert usual(b"GET / HTTP/1.1\r\nhost:\r\ncontent-length: 0\r\n\r\n") == (44, 0, False, False)
+    assert usual(b"GET / HTTP/1.1\r\nhost:\r\ncontent-length: 1\r\n\r\n") is False
+    assert usual(b"GET / HTTP/1.1\r\n\r\n") is False  # without a Host it is to be refused: RFC 9112, 3.2
 
 
 @pytest.mark.parametrize("name", ORDINARY)
@@ -173,9 +177,9 @@ def test_the_size_bound_is_exact(at: str) -> None:
 
     def made(size: int) -> bytes:
         head = {
-            "name": b"GET / HTTP/1.1\r\nx%b: 1\r\n\r\n",
-            "value": b"GET / HTTP/1.1\r\nx: %b\r\n\r\n",
-            "path": b"GET /%b HTTP/1.1\r\n\r\n",
+            "name": b"GET / HTTP/1.1\r\nhost:\r\nx%b: 1\r\n\r\n",
+            "value": b"GET / HTTP/1.1\r\nhost: %b\r\n\r\n",
+            "path": b"GET /%b HTTP/1.1\r\nhost:\r\n\r\n",
         }[at]
         return head % (b"p" * (size - len(head) + 2))
 
@@ -194,13 +198,15 @@ ITEM = st.one_of(
     st.sampled_from([*LINES]),
     st.builds(
         lambda name, gap, value: name + b":" + gap + value,
-        st.sampled_from([b"content-length", b"connection", b"Expect", b"x", b"Transfer-Encoding", b"", b"a b"]),
+        st.sampled_from(
+            [b"content-length", b"connection", b"Host", b"Expect", b"x", b"Transfer-Encoding", b"", b"a b"]
+        ),
         st.sampled_from([b"", b" ", b"\t"]),
         st.one_of(st.sampled_from([b"0", b"7", b"close", b"keep-alive", b""]), st.binary(max_size=6)),
     ),
 )
 HEAD = st.builds(
-    lambda first, lines, end: first + b"\r\n" + b"".join(line + b"\r\n" for line in lines) + end,
+    lambda first, lines, end: first + b"\r\nhost: weir\r\n" + b"".join(line + b"\r\n" for line in lines) + end,
     st.one_of(st.sampled_from([*REQUEST_LINES]), st.just(b"POST /v1/x HTTP/1.1")),
     st.lists(ITEM, max_size=5),
     st.sampled_from([b"\r\n", b"\r\n", b"\n", b"", b"\r", b"\r\nGET / HTTP/1.1\r\n\r\n"]),
@@ -218,7 +224,8 @@ def test_made_heads(data: bytes) -> None:
 def test_any_bytes(data: bytes) -> None:
     """Noise, alone and inside a head that is otherwise ordinary."""
     assert usual(data) == judge(data)
-    for head in (b"GET /%b HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nx%b: 1\r\n\r\n", b"GET / HTTP/1.1\r\nx: %b\r\n\r\n"):
+    host = b"HTTP/1.1\r\nhost:\r\n"
+    for head in (b"GET /%%b %b\r\n" % host, b"GET / %bx%%b: 1\r\n\r\n" % host, b"GET / %bx: %%b\r\n\r\n" % host):
         assert usual(head % data) == judge(head % data)
 
 

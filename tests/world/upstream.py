@@ -25,7 +25,7 @@ import ssl
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tests.world import script as scripts
 from tests.world.ledger import Ledger
@@ -67,8 +67,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.upstream.accepted += 1
         self.number = self.upstream.accepted
         self.upstream.connections.add(self)
