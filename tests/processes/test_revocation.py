@@ -37,6 +37,7 @@ DEADLINE_SECONDS = 1.0
 STREAMS = (4, 2)  # at once on each host
 POLLERS = (3, 2)
 PAUSE_SECONDS = 0.015  # between two requests of one client
+STEPS = 5  # commit, the keeper's look, the worker's question, its cut, the client: each may wait for the machine
 NEVER_SECONDS = 30.0  # whatever the machine does, a revocation that is not known by then is lost
 LONG = {"endless": True, "delay_ms": 20}
 HOW = ("told", "told", "nobody is told", "nobody is told", "the channel is cut")
@@ -111,6 +112,14 @@ class Trial(NamedTuple):
     strain: dict[str, float]
     starved: bool
 
+    @property
+    def verdict(self) -> str:
+        """in time; late; or unknown, where the machine's own lateness, met at each step of the way, explains it."""
+        if self.seconds < DEADLINE_SECONDS:
+            return "in time"
+        explained = self.starved and self.seconds < DEADLINE_SECONDS + STEPS * sum(self.strain.values())
+        return "unknown" if explained else "late"
+
 
 async def trial(hosts: Hosts, keys: Keys, how: str, clients: dict[str, ledger.Seen]) -> Trial:
     """Both hosts stream and answer; then their key is revoked."""
@@ -141,13 +150,13 @@ async def trial(hosts: Hosts, keys: Keys, how: str, clients: dict[str, ledger.Se
 
 
 async def trials(hosts: Hosts, count: int, clients: dict[str, ledger.Seen]) -> list[Trial]:
-    """So many trials that can be judged. A late one of a starved machine is run again, so often as there are trials."""
+    """So many trials that can be judged. One that a starved machine explains is run again, as often as there are."""
     done: list[Trial] = []
     again = starved = 0
     async with keys_of(hosts.first) as keys:
         for how in itertools.cycle(HOW):
             found = await trial(hosts, keys, how, clients)
-            if found.seconds >= DEADLINE_SECONDS and found.starved:
+            if found.verdict == "unknown":
                 again += 1
                 print(f"run again: {found}")
                 if again > count:
@@ -155,7 +164,7 @@ async def trials(hosts: Hosts, count: int, clients: dict[str, ledger.Seen]) -> l
                 continue
             done.append(found)
             starved += found.starved
-            assert found.seconds < DEADLINE_SECONDS, found
+            assert found.verdict == "in time", found
             if len(done) == count:
                 print(f"{again} trials run again; of those that count the machine was late in {starved}")
                 return done
@@ -166,6 +175,23 @@ def told(done: list[Trial]) -> None:
     for how in dict.fromkeys(HOW):
         seconds = sorted(each.seconds for each in done if each.how == how)
         print(f"{how}: {len(seconds)} trials, median {seconds[len(seconds) // 2]:.3f} s, worst {seconds[-1]:.3f} s")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "strain", "starved", "verdict"),
+    [
+        (0.99, 0.0, False, "in time"),
+        (0.99, 3.0, True, "in time"),
+        (1.01, 0.05, False, "late"),
+        (1.2, 0.3, True, "unknown"),
+        (2.4, 0.3, True, "unknown"),
+        (2.6, 0.3, True, "late"),
+        (9.0, 0.3, True, "late"),
+    ],
+)
+def test_a_trial_can_fail(seconds: float, strain: float, starved: bool, verdict: str) -> None:
+    """A busy machine excuses what it explains and no more: a revocation that takes seconds is late on it too."""
+    assert Trial("told", seconds, {"test": strain}, starved).verdict == verdict
 
 
 def test_the_last_accepted_request(hosts: Hosts, clients: dict[str, ledger.Seen]) -> None:
