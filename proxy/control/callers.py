@@ -32,30 +32,62 @@ class Caller(Struct, frozen=True):
     session: Session | None = None
 
 
+class PerMinute:
+    """How often each of a bounded number of names came in its current minute."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._names: OrderedDict[str, tuple[int, int]] = OrderedDict()  # (times, since) of this minute
+
+    def count(self, name: str) -> int:
+        """Counts one. For how many seconds the name is above `most`; 0: it is not."""
+        now = now_ns()
+        times, since_ns = self._names.pop(name, (0, now))
+        if now - since_ns >= _MINUTE_NS:
+            times, since_ns = 0, now
+        self._names[name] = (times + 1, since_ns)
+        if len(self._names) > bounds.CONTROL_SITES_MAX:
+            self._names.popitem(last=False)
+        return max(-(-(since_ns + _MINUTE_NS - now) // 1_000_000_000), 1) if times >= self._most else 0
+
+    def above(self, name: str) -> bool:
+        """Whether the next one would be above `most`."""
+        times, since_ns = self._names.get(name, (0, 0))
+        return times >= self._most and now_ns() - since_ns < _MINUTE_NS
+
+
 class Failures:
     """Bad credentials by where they come from. A site above the limit is told to wait; its good ones are served."""
 
     def __init__(self) -> None:
-        self._sites: OrderedDict[str, tuple[int, int]] = OrderedDict()  # (failures, since) of this minute
+        self._sites = PerMinute(bounds.CONTROL_FAILURES_PER_MINUTE)
 
     def note(self, peer: str) -> None:
         """Counts one. Raises Problem 429 above the limit."""
-        site, now = site_of(address_of(peer)), now_ns()
-        count, since_ns = self._sites.pop(site, (0, now))
-        if now - since_ns >= _MINUTE_NS:
-            count, since_ns = 0, now
-        self._sites[site] = (count + 1, since_ns)
-        if len(self._sites) > bounds.CONTROL_SITES_MAX:
-            self._sites.popitem(last=False)
-        if count >= bounds.CONTROL_FAILURES_PER_MINUTE:
-            seconds = -(-(since_ns + _MINUTE_NS - now) // 1_000_000_000)
-            text = "Too many bad credentials from your address; wait."
-            raise Problem(429, "too_many_failures", text, headers={"retry-after": str(max(seconds, 1))})
+        seconds = self._sites.count(site_of(address_of(peer)))
+        if seconds:
+            raise _wait("too_many_failures", "Too many bad credentials from your address; wait.", seconds)
 
     def above(self, peer: str) -> bool:
         """Whether the next one would be told to wait."""
-        count, since_ns = self._sites.get(site_of(address_of(peer)), (0, 0))
-        return count >= bounds.CONTROL_FAILURES_PER_MINUTE and now_ns() - since_ns < _MINUTE_NS
+        return self._sites.above(site_of(address_of(peer)))
+
+
+class Changes:
+    """Changes by tenant: each waits for the one head of the audit log, which no tenant may keep from the others."""
+
+    def __init__(self) -> None:
+        self._tenants = PerMinute(bounds.CONTROL_CHANGES_PER_MINUTE)
+
+    def note(self, actor: Actor) -> None:
+        """Counts one, also when it will be refused. Raises Problem 429 above the limit. The platform has none."""
+        seconds = 0 if actor.tenant is None else self._tenants.count(actor.tenant)
+        if seconds:
+            raise _wait("too_many_changes", "Too many changes by your tenant in this minute; wait.", seconds)
+
+
+def _wait(code: str, text: str, seconds: int) -> Problem:
+    return Problem(429, code, text, headers={"retry-after": str(seconds)})
 
 
 def unauthorized() -> Problem:
@@ -72,6 +104,7 @@ class Callers:
         self._pepper = pepper
         self._policy = policy
         self.failures = Failures()
+        self.changes = Changes()
 
     async def who(self, authorization: str | None, peer: str) -> Caller:
         """The caller. Raises Problem 401 and 429, StoreUnavailable."""

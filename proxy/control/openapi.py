@@ -27,7 +27,7 @@ _PROBLEMS = {
     421: "Another server's name",
     422: "A field is not as it must be; `path` says which",
     428: "If-Match is missing",
-    429: "Too many bad credentials from this address",
+    429: "Too many bad credentials from this address, or too many changes by this tenant; Retry-After says how long",
     503: "The database did not answer",
 }
 
@@ -133,6 +133,9 @@ def _success(operation: Operation) -> dict[str, Any]:
     found: dict[str, Any] = {"description": "Done" if operation.status == 204 else "The answer"}
     if operation.etag:
         found["headers"] = {"ETag": {"schema": {"type": "string"}}}
+    if operation.once:
+        replayed = {"description": "`true`: an answer that was given before.", "schema": {"type": "string"}}
+        found.setdefault("headers", {})["Idempotency-Replayed"] = replayed
     if operation.lines:
         found["content"] = {"application/jsonl": {"schema": {"type": "string"}}}
     elif operation.answer is not None:

@@ -165,6 +165,8 @@ class Port:
         caller = None
         if not operation.open or authorization is not None:
             caller = await office.callers.who(authorization, peer)
+            if operation.method != "GET":
+                office.callers.changes.note(caller.actor)
         query = reading.query(request.raw_path.partition("?")[2], operation.query)
         match = reading.etag(headers.get("if-match"), "If-Match")
         fresh = headers.get("if-none-match", "").strip() == "*" and operation.method == "PUT"

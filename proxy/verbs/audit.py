@@ -20,6 +20,7 @@ from proxy.policy.load import PolicyErrors
 from proxy.store.store import Head, SchemaMismatch, Store, StoreUnavailable
 from proxy.verbs import config_argument
 
+_ROWS_MAX = 1_000_000_000_000
 _LINE_BYTES_MAX = 4 * bounds.AUDIT_JSON_BYTES_MAX  # two states and the rest, with room for what JSON escapes
 
 
@@ -71,8 +72,9 @@ def _key(args: argparse.Namespace) -> int:
 
 
 async def _list(args: argparse.Namespace) -> int:
-    if args.limit < 1:
-        raise ValueError(f"--limit is {args.limit}; at least 1 is expected.")
+    for option, number in (("--limit", args.limit), ("--before", args.before)):
+        if number is not None and not 1 <= number <= _ROWS_MAX:
+            raise ValueError(f"{option} is {number}; a number of at least 1 and at most {_ROWS_MAX} is expected.")
     store = Store.open(settings.load(args.config).database, readonly=True)
     try:
         await store.check_schema()

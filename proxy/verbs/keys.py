@@ -23,6 +23,7 @@ from proxy.identity.desk import Desk
 from proxy.identity.roles import Forbidden
 from proxy.policy.compile import compile_policy
 from proxy.policy.load import PolicyErrors
+from proxy.policy.schema import EVERY
 from proxy.settings import Settings
 from proxy.store.keys import described
 from proxy.store.store import BadData, KeyRow, NotDone, SchemaMismatch, Store, StoreUnavailable
@@ -98,6 +99,9 @@ async def _create(args: argparse.Namespace, process: Settings) -> None:
         seconds=None if args.expires_in is None else key_fields.seconds(args.expires_in, "--expires-in"),
         **key_fields.parse(args, policy),
     )
+    for model in () if EVERY in policy.models else row.models or ():
+        if model not in policy.models:  # it may yet be written
+            print(f"weir keys: note: no entry of models serves {model!r}, so this key cannot use it", file=sys.stderr)
     async with _open(process) as store:
         row = await desk_of(process, store).create_key(row, operator())
     _show(row, secret, args)

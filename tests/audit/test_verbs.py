@@ -162,6 +162,18 @@ def test_a_key_that_makes_no_sense_is_not_made(gateway: Gateway, weir: Weir, wor
     assert keys_of(gateway) == {}
 
 
+def test_a_model_that_nobody_serves_is_told_of(gateway: Gateway, capsys: pytest.CaptureFixture[str]) -> None:
+    """The key is made, since the model may yet be written; a typing error shows all the same."""
+    written = json.loads((gateway.config / "weir.yaml").read_text())
+    written["models"] = {"small": {"upstream": "mock", "unpriced": True}}
+    gateway.write("weir.yaml", written)
+    words = ["--tenant", "acme", "--model", "smal", "--model", "small", "--config", str(gateway.config)]
+    assert cli.main(["keys", "create", *words]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "weir keys: note: no entry of models serves 'smal', so this key cannot use it"
+    ]
+
+
 def test_a_database_without_schema_is_told_of(gateway: Gateway, weir: Weir) -> None:
     """Every verb that needs one says what to run, and makes none by the way."""
     (gateway.data / "weir.db").unlink()
@@ -353,6 +365,8 @@ def test_the_log_is_read_by_people(gateway: Gateway, weir: Weir, capsys: pytest.
     assert cli.main(["audit", "verify", "--config", str(gateway.config)]) == 0
     assert capsys.readouterr().out.endswith("whole\n")
     assert "at least 1" in weir("audit", "list", "--limit", "0")
+    assert "at most" in weir("audit", "list", "--limit", "9" * 30)
+    assert "at most" in weir("audit", "list", "--before", "9" * 30)
 
 
 # === people ===

@@ -226,6 +226,34 @@ def test_whoever_guesses_invites_fills_no_log(sqlite_url: str, tmp_path: Path) -
     asyncio.run(work())
 
 
+def test_a_tenant_that_changes_without_end_waits(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above so many changes a minute a tenant is 429, all its people and keys together; reads and others go on."""
+    monkeypatch.setattr(bounds, "CONTROL_CHANGES_PER_MINUTE", 5)
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            _, one = await api.person("tenant_member", "acme")
+            _, service = await api.service("acme")
+            _, other = await api.person("tenant_admin", "globex")
+            for token in (one, one, service, service):
+                assert (await api.call("POST", "/keys", token, {})).status in (201, 403)
+            assert (await api.call("POST", "/keys", one, {"name": " no"})).status == 422  # it counts all the same
+            before = (await api.store.audit_head()).seq
+            for token in (one, service):
+                reply = await api.call("POST", "/keys", token, {})
+                assert (reply.status, reply.code) == (429, "too_many_changes")
+                assert 1 <= int(reply.headers["retry-after"]) <= 60
+                assert (await api.call("GET", "/keys", token)).status == 200
+            assert (await api.store.audit_head()).seq == before
+            assert (await api.call("POST", "/keys", other, {})).status == 201
+            for _ in range(7):
+                assert (await api.call("POST", "/keys", api.root, {"tenant": "acme"})).status == 201
+
+    asyncio.run(work())
+
+
 def test_who_says_nothing_is_left(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection without a request, or with half a head, is closed at the bound; one that has spoken is not."""
     monkeypatch.setattr(bounds, "HEADERS_SECONDS_MAX", 0.3)
