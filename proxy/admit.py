@@ -108,7 +108,7 @@ def bind(call: Call, house: House) -> None:
     assert tenant is not None
     assert model is not None
     grant.routes = house.routes(model, tenant.name)
-    grant.tokenizer = house.tokenizer(model)
+    grant.tokenizer = house.tokenizer(model, tenant.name)
     grant.answer_tokens_default = model.answer_tokens_default
     grant.price = model.price or _UNPRICED
     grant.tag_header = tenant.tag_header

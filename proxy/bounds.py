@@ -14,7 +14,7 @@ PROMPT_STRINGS_MAX = 65_536  # of a prompt whose tokens are counted: 8 bytes eac
 IMAGES_READ_MAX = 500  # images of one request whose headers are read; the providers take no more
 IMAGE_SEGMENTS_MAX = 32  # of a JPEG, until its size is found: a camera's notes and profiles have about 10
 IMAGE_UNESCAPED_BYTES_MAX = 64 * 1024  # of an image whose base64 is escaped: most headers are far in front of that
-TOOLS_CACHED_MAX = 4096  # counts of tool definitions that are remembered in one worker, about 250 bytes each
+TOOLS_CACHED_MAX = 128  # counts of one tenant's tool definitions that a worker remembers, about 250 bytes each
 TOOLS_BYTES_MAX = 128 * 1024  # of tool definitions that are decoded, below 1 ms; longer ones are counted as text
 TOOL_SCHEMAS_MAX = 5000  # objects and arrays in them, and schemas that are written out; beyond them the same
 REQUEST_ID_BYTES_MAX = 128  # the client's X-Request-ID: kept on the wire up to here, replaced above
@@ -78,7 +78,8 @@ HUGGINGFACE_BYTES_INLINE = 1536  # the same for a tokenizer.json, at about 2 MB/
 HUGGINGFACE_BYTES_MAX = 1024 * 1024  # half a second in a thread; a longer prompt is estimated
 HUGGINGFACE_STRINGS_MAX = 8192  # of one prompt: half a millisecond in which only one thread runs; more are estimated
 COUNTING_THREADS = 2  # of one worker, for texts too long for its loop
-TOKENIZERS_MAX = 1024  # models of one worker whose bytes per token are remembered; a catch-all makes their number open
+TOKENIZERS_MAX = 64  # models of one tenant whose bytes per token a worker remembers; a catch-all makes them many
+TENANTS_REMEMBERED_MAX = 1024  # tenants of whom a worker remembers these and their tools: 40 KB at most for each
 TOKENIZE_PER_MINUTE_DEFAULT = 6000  # POST /v1/tokenize of a key whose calls are not limited: a hundred a second
 
 # === the wire: upstream ===

@@ -121,9 +121,9 @@ class House:
             routes.append(route)
         return tuple(routes)
 
-    def tokenizer(self, model: Model) -> Tokenizer:
-        """What counts this model's tokens."""
-        return self._tokenizers.of(model)
+    def tokenizer(self, model: Model, tenant: str) -> Tokenizer:
+        """What counts this model's tokens for this tenant."""
+        return self._tokenizers.of(model, tenant)
 
     async def aside(self, work: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Runs a count in a thread, for a call."""

@@ -67,7 +67,7 @@ def bind(grant: Grant, call: Call, house: House) -> Limits:
         grant.limits = Limits(house.arena, entries)
     except ArenaFull:
         raise Refusal("limits_full", retry_after_ms=1000) from None
-    grant.tokenizer = house.tokenizer(effective.model)
+    grant.tokenizer = house.tokenizer(effective.model, call.known.principal.tenant)
     return grant.limits
 
 

@@ -1,4 +1,4 @@
-"""Bytes per token of one model, learnt from what its upstream says it counted. Pure.
+"""Bytes per token of one model and tenant, learnt from what the upstream says it counted. Pure.
 
 The ratio is one of sums: bytes seen over tokens counted. It begins as PRIOR_TOKENS of 4 bytes each, so the first calls
 move it and do not overthrow it. Once WINDOW_TOKENS are in the sums both are halved, so what came before fades.

@@ -16,6 +16,7 @@ from proxy.tokens import chat, encoding, families
 from proxy.tokens.calibration import Ratio
 from proxy.tokens.estimate import BYTES_PER_TOKEN_MILLI, fixed_tokens, prompt_tokens
 from proxy.tokens.huggingface import PREFIX, BadTokenizer, HuggingFace
+from proxy.tokens.remembered import Remembered
 from proxy.tokens.tools import Unknown
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Tokenizer(Protocol):
-    """One model's. `name` is what people are told; `encoding` counts its answers, None where bytes must do."""
+    """One model's and one tenant's. `name` is what people are told; `encoding` counts its answers, None: bytes do."""
 
     name: str
     reasoning: bool  # the model thinks in tokens that it never sends
@@ -48,7 +49,7 @@ class Tokenizer(Protocol):
         """The same on the loop: None where that might take longer than the loop can wait. Then ask `prompt`, aside."""
 
     def learn(self, text_bytes: int, tokens: int) -> None:
-        """A text of so many bytes had so many tokens, as the upstream says."""
+        """A text of so many bytes had so many tokens, as the upstream says. The loop's alone."""
 
 
 class Choice(NamedTuple):
@@ -187,19 +188,20 @@ def _family(model: Model) -> tuple[Family | None, str]:
 
 
 class Tokenizers:
-    """Those in use in one worker: one to a model's name, so that all its callers teach and learn one ratio."""
+    """Those in use in one worker. What a tenant's calls teach of a model holds for that tenant's calls alone."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Choice, Tokenizer]] = {}
+        self._known: Remembered[str, tuple[Choice, Tokenizer]] = Remembered(TOKENIZERS_MAX)
 
-    def of(self, model: Model) -> Tokenizer:
-        """The model's, the same as before unless the policy has chosen another one. Raises as `tokenizer_of`."""
+    def of(self, model: Model, tenant: str) -> Tokenizer:
+        """A tenant's for a model, the same as before unless the policy has chosen another one. Raises as
+        `tokenizer_of`.
+        """
         choice = choose(model)._replace(reason="")  # that its line has moved is no other choice
-        known = self._known.get(model.name)
+        known = self._known.get(tenant, model.name)
         if known is None or known[0] != choice:
-            if len(self._known) >= TOKENIZERS_MAX:
-                self._known.clear()
-            known = self._known[model.name] = (choice, tokenizer_of(choice))
+            known = choice, tokenizer_of(choice)
+            self._known.put(tenant, model.name, known)
         return known[1]
 
 

@@ -8,7 +8,6 @@ then not documented. Whatever cannot be understood is counted as the text it is.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +16,7 @@ import msgspec
 
 from proxy.bounds import TOOL_SCHEMAS_MAX, TOOLS_BYTES_MAX, TOOLS_CACHED_MAX
 from proxy.tokens.families import Tools
+from proxy.tokens.remembered import Remembered
 
 
 class Counter(Protocol):
@@ -234,9 +234,8 @@ class Cache:
     kept, so an entry's size does not depend on the definitions'.
     """
 
-    def __init__(self, entries_max: int = TOOLS_CACHED_MAX) -> None:
-        self._entries_max = entries_max
-        self._counts: OrderedDict[tuple[str, str, str, bytes], Count] = OrderedDict()
+    def __init__(self, each_max: int = TOOLS_CACHED_MAX) -> None:
+        self._counts: Remembered[tuple[str, str, bytes], Count] = Remembered(each_max)
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -248,17 +247,14 @@ class Cache:
         """As `count`, by the request's key that the value stands under. Raises Unknown where it is not here already,
         unless it may be counted `anew`.
         """
-        entry = (tenant, family, key, hashlib.blake2b(value, digest_size=16).digest())
+        entry = (family, key, hashlib.blake2b(value, digest_size=16).digest())
         with self._lock:
-            found = self._counts.get(entry)
-            if found is not None:
-                self._counts.move_to_end(entry)
-                return found
+            found = self._counts.get(tenant, entry)
+        if found is not None:
+            return found
         if not anew:
             raise Unknown
         found = count(style, value, counter)
         with self._lock:
-            self._counts[entry] = found
-            while len(self._counts) > self._entries_max:
-                self._counts.popitem(last=False)
+            self._counts.put(tenant, entry, found)
         return found

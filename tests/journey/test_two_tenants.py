@@ -121,6 +121,25 @@ def test_each_is_told_its_own_name_and_no_other(two: Two, path: str) -> None:
             assert ask(two, method, path, key, body, **headers)[1]["x-tenant-id"] == own
 
 
+def test_anothers_calls_do_not_move_ones_own_estimates(two: Two) -> None:
+    """What the upstream's figures teach of a model in one tenant's calls holds for that tenant alone."""
+
+    def estimate(key: str) -> int:
+        status, _, payload = ask(two, "POST", "/v1/tokenize", key, {"model": "shared-model", "input": "x" * 8000})
+        assert status == 200
+        found = json.loads(payload)
+        assert found["source"] == "estimated"
+        return int(found["tokens"])
+
+    usage = {"prompt_tokens": 1, "completion_tokens": 2000, "total_tokens": 2001}
+    said = chat({"tokens": 1, "word": "x" * 3000, "usage": usage})
+    for _ in range(3):
+        status, *_ = ask(two, "POST", "/v1/chat/completions", two.weir.key, {**said, "model": "shared-model"})
+        assert status == 200
+    assert estimate(two.weir.key) > 3500
+    assert estimate(two.other_key) == 2000
+
+
 def test_anothers_limits_and_rows_are_not_ones_own(two: Two) -> None:
     """B at its limit does not slow A; each call's row is its own tenant's."""
     statuses = [ask(two, "POST", ENDPOINTS[0], two.other_key, chat(model="shared-model"))[0] for _ in range(8)]

@@ -17,6 +17,7 @@ from proxy.cli import main
 from proxy.policy.compile import compile_policy, examine
 from proxy.policy.effective import find_model
 from proxy.tokens import families
+from proxy.tokens.remembered import Remembered
 from proxy.tokens.tokenizer import Choice, Estimated, Exact, Tokenizer, Tokenizers, choose, tokenizer_of
 from tests.policy.gallery import EXAMPLE
 from tests.tokens import oracle
@@ -76,23 +77,52 @@ def test_what_decides(config: Path, name: str) -> None:
 
 
 def test_a_ratio_outlives_a_reload(config: Path) -> None:
-    """What was learnt of a model stays while its tokenizer does, also when its line in the file moves; names that
-    clients invent do not fill the memory."""
+    """What was learnt of a model stays while its tokenizer does, also when its line in the file moves."""
     policy = compile_policy(config)
     local, over = (find_model(policy, name) for name in ("local", "plain"))
     assert local is not None
     assert over is not None
     made = Tokenizers()
-    first = made.of(local)
-    assert made.of(msgspec.structs.replace(local, source="weir.yaml:99")) is first
+    first = made.of(local, "acme")
+    assert made.of(msgspec.structs.replace(local, source="weir.yaml:99"), "acme") is first
     moved = msgspec.structs.replace(over, tokenizer_source="weir.yaml:99")
-    assert made.of(moved) is made.of(over)
-    assert made.of(msgspec.structs.replace(local, tokenizer="o200k_base")) is not first
-    for number in range(TOKENIZERS_MAX):
+    assert made.of(moved, "acme") is made.of(over, "acme")
+    assert made.of(msgspec.structs.replace(local, tokenizer="o200k_base"), "acme") is not first
+
+
+def test_a_ratio_is_a_tenants_own(config: Path) -> None:
+    """One tenant's calls teach nothing for another's, and names that one invents make no other forget."""
+    policy = compile_policy(config)
+    local = find_model(policy, "local")
+    assert local is not None
+    made = Tokenizers()
+    acme, other = made.of(local, "acme"), made.of(local, "other")
+    for _ in range(100):
+        acme.learn(2000, 1000)
+    assert acme.bytes_per_token_milli < 2100
+    assert other.bytes_per_token_milli == 4000
+    for number in range(3 * TOKENIZERS_MAX):
         invented = find_model(policy, f"invented-{number}")
         assert invented is not None
-        made.of(invented)
-    assert len(made._known) <= TOKENIZERS_MAX
+        made.of(invented, "other")
+    assert len(made._known) == 1 + TOKENIZERS_MAX
+    assert made.of(local, "acme") is acme
+    assert made.of(local, "other") is not other
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """Each tenant has so many things, its youngest; of too many tenants the one that rested longest is forgotten."""
+    made: Remembered[str, int] = Remembered(2, tenants_max=2)
+    for number, name in enumerate("abab"):
+        made.put("first", name, number)
+    assert (made.get("first", "a"), made.get("first", "b"), len(made)) == (2, 3, 2)
+    made.get("first", "a")
+    made.put("first", "c", 9)
+    assert (made.get("first", "a"), made.get("first", "b")) == (2, None)
+    made.put("second", "a", 7)
+    made.get("first", "a")
+    made.put("third", "a", 8)
+    assert (made.get("first", "a"), made.get("second", "a"), made.get("third", "a")) == (2, None, 8)
 
 
 def test_explain_says_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,8 +218,9 @@ def test_choices() -> None:
 
 
 def test_the_cache() -> None:
-    """The same definitions are counted once for each tenant, family and key; the oldest of too many is forgotten."""
-    cache = tools.Cache(entries_max=3)
+    """The same definitions are counted once for each tenant, family and key; of too many a tenant forgets its oldest,
+    and no other's."""
+    cache = tools.Cache(each_max=2)
     counter = Counter()
 
     def ask(tenant: str, family: str = "a", key: str = "tools", name: str = "f") -> tools.Count:
@@ -233,17 +234,18 @@ def test_the_cache() -> None:
         assert ask(**again) == first
     assert (len(counter.texts), len(cache)) == (3, 3)
     ask("t")  # now the youngest
-    ask("v")
-    assert len(cache) == 3
+    ask("t", name="g")
+    assert (len(counter.texts), len(cache)) == (4, 3)
     ask("t")
-    assert len(counter.texts) == 4
     ask("u")
+    assert len(counter.texts) == 4
+    ask("t", family="b")
     assert len(counter.texts) == 5
 
 
 def test_the_cache_between_threads() -> None:
     """Threads that ask for more than it holds get right counts, and it stays within its bound."""
-    cache = tools.Cache(entries_max=8)
+    cache = tools.Cache(each_max=8)
     values = [json.dumps([{"type": "function", "function": {"name": "f" * n}}]).encode() for n in range(1, 20)]
     want = [tools.count(STYLES.tools, value, Counter()) for value in values]
 
