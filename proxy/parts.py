@@ -31,7 +31,9 @@ class Helper(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """What to run. `worker` and `keeper` are commands to which the descriptors are appended as options."""
+    """What to run. `worker` and `keeper` are commands to which the descriptors are appended as options; `fds` are open
+    files that they inherit besides.
+    """
 
     data_dir: Path
     host: str
@@ -40,6 +42,7 @@ class Plan(Struct, frozen=True):
     worker: tuple[str, ...]
     keeper: tuple[str, ...] | None
     helpers: tuple[Helper, ...] = ()
+    fds: tuple[int, ...] = ()
     drain_seconds: float = bounds.DRAIN_SECONDS_DEFAULT
     env: dict[str, str] | None = None
     heartbeat_seconds_max: float = bounds.HEARTBEAT_SECONDS_MAX

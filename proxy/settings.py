@@ -1,6 +1,7 @@
 """The process part of weir.yaml as one frozen value: where to listen, where to keep things, how many workers.
 
-Settings are read once at start; a reload changes the policy and not these. Errors are those of the policy's loader.
+Settings are read once at start and handed on to every part; a reload changes the policy and not these. Errors are those
+of the policy's loader.
 """
 
 from __future__ import annotations
@@ -89,6 +90,32 @@ def load(config_dir: str | os.PathLike[str], env: Mapping[str, str] | None = Non
         log_requests=value.log.requests,
         pepper=value.pepper,
     )
+
+
+def hand_on(settings: Settings) -> int:
+    """The settings in a file in memory, for the parts that are started: its descriptor, to be inherited by them.
+
+    A part that is started later must not go by files that have changed meanwhile: it would keep its journal elsewhere
+    than the others, or not start at all. On no disk, since a database's password may be in it.
+    """
+    descriptor = os.memfd_create("weir-settings")
+    os.write(descriptor, msgspec.json.encode(settings, enc_hook=str))
+    return descriptor
+
+
+def of_part(config_dir: str | os.PathLike[str], descriptor: int | None) -> Settings:
+    """The settings that were handed on to this process; without a descriptor, those of the files. Raises PolicyErrors.
+
+    A supervisor of another version may know other settings. Then the files decide, so that `weir restart` can bring
+    the parts of a new version.
+    """
+    if descriptor is None:
+        return load(config_dir)
+    content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    try:
+        return msgspec.json.decode(content, type=Settings, dec_hook=lambda kind, text: kind(text))
+    except msgspec.DecodeError:
+        return load(config_dir)
 
 
 def _tls(tls: process.Tls, base: Path) -> process.Tls:

@@ -119,12 +119,13 @@ class Supervisor:
             part = self._part(helper.name, command, fds, lambda child: True, not helper.lifeline)
             self._helpers.append((helper, part))
         if plan.keeper is not None:
-            self._keeper = self._part("keeper", (*plan.keeper, *line), (self._lifeline,), self._keeper_ready)
+            self._keeper = self._part("keeper", (*plan.keeper, *line), (self._lifeline, *plan.fds), self._keeper_ready)
         for place, one in enumerate(self._sockets):
             os.set_inheritable(one.fileno(), False)
             command = (*plan.worker, "--place", str(place), "--listen-fd", str(one.fileno()), *line)
             name = f"worker {place}"
-            self._workers.append(self._part(name, command, (one.fileno(), self._lifeline), self._worker_ready))
+            fds = (one.fileno(), self._lifeline, *plan.fds)
+            self._workers.append(self._part(name, command, fds, self._worker_ready))
 
     def _part(
         self,

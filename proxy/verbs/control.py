@@ -26,20 +26,20 @@ from proxy.policy.secrets import SecretMissing
 from proxy.settings import Settings
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable
 from proxy.telemetry.log import Log
-from proxy.verbs import config_argument
+from proxy.verbs import config_argument, supervised_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `weir control`; `--listen-fd` and `--lifeline-fd` are the supervisor's."""
+    """The arguments of `weir control`; what it inherits is the supervisor's."""
     config_argument(parser)
     parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
+    supervised_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until told to end: 0 after that, 1 with a reason when it cannot work."""
     try:
-        process = settings.load(args.config)
+        process = settings.of_part(args.config, args.settings_fd)
         asyncio.run(_control(args, process))
     except PolicyErrors as errors:
         for problem in errors.problems:

@@ -14,7 +14,7 @@ from proxy.policy.load import PolicyErrors
 from proxy.store.redis import RedisTransport
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable, migrate
 from proxy.telemetry.log import Log
-from proxy.verbs import config_argument
+from proxy.verbs import config_argument, supervised_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="take over what another flusher left unfinished for so long (default %(default)s)",
     )
-    parser.add_argument("--lifeline-fd", type=int, help=argparse.SUPPRESS)
+    supervised_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _addresses(args: argparse.Namespace) -> tuple[str, str]:
     if args.database and args.redis:
         return args.database, args.redis
-    process = settings.load(args.config)
+    process = settings.of_part(args.config, args.settings_fd)
     redis = args.redis or process.redis
     if not redis:
         raise ValueError(

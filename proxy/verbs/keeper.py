@@ -12,23 +12,23 @@ from proxy import settings
 from proxy.keeper import CannotKeep, Keeper
 from proxy.policy.problems import PolicyErrors
 from proxy.telemetry.log import Log
-from proxy.verbs import config_argument
+from proxy.verbs import config_argument, supervised_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--lifeline-fd` is the supervisor's."""
+    """The arguments that a supervisor gives; it can be started without one."""
     config_argument(parser)
-    parser.add_argument("--lifeline-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    supervised_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Keeps until told to end: 0 after a last ship, 1 when it cannot work here."""
 
     async def keep() -> None:
-        found = settings.load(args.config)
+        found = settings.of_part(args.config, args.settings_fd)
         log = Log("keeper", "summary" if found.log_requests == "summary" else "json")
         log.take_over()
-        await Keeper(found, log, lifeline=args.lifeline_fd).run()
+        await Keeper(found, log, lifeline=-1 if args.lifeline_fd is None else args.lifeline_fd).run()
 
     try:
         asyncio.run(keep())

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     process = found[0]
     try:
-        supervisor = Supervisor(plan(args.config, process), log_of(process))
+        supervisor = Supervisor(plan(args.config, process, settings.hand_on(process)), log_of(process))
         pepper.of(process.data_dir, process.pepper)
         asyncio.run(_check_schema(process))
         return asyncio.run(supervisor.run())
@@ -56,24 +56,25 @@ def judged(config: Path, verb: str) -> tuple[Settings, Policy] | None:
     return settings.load(config), examined.policy
 
 
-def plan(config: Path, process: Settings, helpers: tuple[Helper, ...] = ()) -> Plan:
-    """The supervisor's plan for these settings."""
+def plan(config: Path, process: Settings, handed: int, helpers: tuple[Helper, ...] = ()) -> Plan:
+    """The supervisor's plan for these settings, which every part inherits as the descriptor `handed`."""
     return Plan(
         data_dir=process.data_dir,
         host=process.listen.host,
         port=process.listen.port,
         workers=process.workers,
-        worker=part("worker", config),
-        keeper=part("keeper", config),
+        worker=part("worker", config, handed),
+        keeper=part("keeper", config, handed),
         helpers=helpers,
+        fds=(handed,),
         drain_seconds=process.drain_seconds,
         hangup_stops=sys.stdin is not None and sys.stdin.isatty(),
     )
 
 
-def part(verb: str, config: Path) -> tuple[str, ...]:
+def part(verb: str, config: Path, handed: int) -> tuple[str, ...]:
     """The command of one part, by the interpreter that runs this one."""
-    return (sys.executable, "-m", "proxy", verb, "--config", str(config))
+    return (sys.executable, "-m", "proxy", verb, "--config", str(config), "--settings-fd", str(handed))
 
 
 def log_of(process: Settings) -> Log:

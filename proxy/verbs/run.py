@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+from proxy import settings
 from proxy.call import Principal
 from proxy.identity import pepper
 from proxy.parts import refuse_second
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         refuse_second(process.data_dir)
         control = listener_of(process)
-        helpers = _helpers(args.config, process, policy, control)
+        handed = settings.hand_on(process)
+        helpers = _helpers(args.config, process, policy, control, handed)
         secret = ""
 
         def show(port: int) -> None:
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             print(welcome(process, policy, helpers, secret, port, admin), flush=True)
 
         # First the lock, then the key: a second `weir run` must not revoke the first one's.
-        supervisor = Supervisor(plan(args.config, process, helpers), log_of(process), show)
+        supervisor = Supervisor(plan(args.config, process, handed, helpers), log_of(process), show)
         if helpers and helpers[0].first:
             _check_demo_port()
         pepper.of(process.data_dir, process.pepper)
@@ -76,17 +78,19 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _helpers(config: Path, process: Settings, policy: Policy, control: socket.socket) -> tuple[Helper, ...]:
+def _helpers(
+    config: Path, process: Settings, policy: Policy, control: socket.socket, handed: int
+) -> tuple[Helper, ...]:
     """The demo upstream where the policy points at it, the flusher where there is a Redis, and the admin API."""
     helpers = []
     if any(upstream.url == _DEMO_URL for upstream in policy.upstreams.values()):
         command = (sys.executable, "-m", "proxy", "demo", "--port", str(_DEMO_PORT))
         helpers.append(Helper("demo", command, first=True, lifeline=False))
     if process.redis is not None:
-        helpers.append(Helper("flusher", part("flush", config)))
+        helpers.append(Helper("flusher", part("flush", config, handed), fds=(handed,)))
     # It inherits the bound socket: a port that is taken is found out here, before anything is started.
-    serving = (*part("control", config), "--listen-fd", str(control.fileno()))
-    helpers.append(Helper("control", serving, fds=(control.fileno(),)))
+    serving = (*part("control", config, handed), "--listen-fd", str(control.fileno()))
+    helpers.append(Helper("control", serving, fds=(control.fileno(), handed)))
     return tuple(helpers)
 
 

@@ -14,6 +14,7 @@ from proxy.policy.load import PolicyErrors
 from proxy.policy.secrets import SecretMissing
 from proxy.store.store import SchemaMismatch, StoreUnavailable
 from proxy.telemetry.log import Log
+from proxy.verbs import supervised_arguments
 from proxy.wiring import CannotStart, work
 
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--place", type=int, required=True)
     parser.add_argument("--listen-fd", type=int, required=True)
-    parser.add_argument("--lifeline-fd", type=int, required=True)
+    supervised_arguments(parser, required=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     listener = socket.socket(fileno=args.listen_fd)
     listener.setblocking(False)
     try:
-        process = settings.load(args.config)
+        process = settings.of_part(args.config, args.settings_fd)
         Log(f"worker {args.place}", "summary" if process.log_requests == "summary" else "json").take_over()
         uvloop.run(work(process, args.place, listener, args.lifeline_fd))
     except (CannotStart, PolicyErrors, SecretMissing, SchemaMismatch, StoreUnavailable, OSError, ValueError) as error:

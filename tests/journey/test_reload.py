@@ -217,12 +217,30 @@ def test_a_bad_file_changes_nothing(weir: Gateway, name: str, damage: Callable[[
     assert "the old policy stays" in reload(process)
     wait_for("the counter to rise", lambda: failures(weir) == before + 1)
     assert "policy problem" in weir.stderr() + weir.output.read_text() or "cannot be read" in weir.stderr()
-    if name == "weir.yaml":
-        return  # a worker's own settings stand in it: without it none can start
     victim = sorted(weir.processes("worker"))[0]
     os.kill(victim, signal.SIGKILL)
     wait_for("a replacement", lambda: len(set(weir.processes("worker")) - {victim}) == 3 and weir.ready())
     assert asyncio.run(_statuses(weir)) == {200}
+
+
+def test_a_part_goes_by_the_settings_of_its_start(weir: Gateway) -> None:
+    """weir.yaml is edited for the next start: a worker and a keeper that are replaced stay with the others."""
+    document = json.loads((weir.config / "weir.yaml").read_text())
+    elsewhere = weir.data.parent / "data-of-the-next-start"
+    put(weir, {"weir.yaml": json.dumps(document | {"data_dir": str(elsewhere), "workers": 1}).encode()})
+    victims = {sorted(weir.processes(verb))[0] for verb in ("worker", "keeper")}
+    for victim in victims:
+        os.kill(victim, signal.SIGKILL)
+    wait_for(
+        "replacements",
+        lambda: (
+            len(set(weir.processes("worker")) - victims) == 3
+            and len(set(weir.processes("keeper")) - victims) == 1
+            and weir.ready()
+        ),
+    )
+    assert asyncio.run(_statuses(weir)) == {200}
+    assert not elsewhere.exists()
 
 
 def test_an_unreadable_credential_changes_nothing(weir: Gateway) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,25 @@ def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.drain_seconds == bounds.DRAIN_SECONDS_DEFAULT
         assert (found.journal.sync_ms, found.journal.durability) == (50, "group")
         assert (found.journal.slots, found.journal.segment_bytes) == (bounds.SLOTS_PER_WORKER, bounds.SEGMENT_BYTES)
+
+
+def test_settings_are_handed_on_whole(tmp_path: Path) -> None:
+    """Should be read from the descriptor as they were, however often, whatever the files say by then."""
+    case = BASE.parent / "every-key"
+    config = lay_out(case, tmp_path)
+    found = settings.load(config, environment(case))
+    (config / "weir.yaml").write_text("workers: none\n")
+    descriptor = settings.hand_on(found)
+    try:
+        for _ in range(2):
+            assert settings.of_part(config, descriptor) == found
+        with pytest.raises(PolicyErrors):
+            settings.of_part(config, None)
+        os.pwrite(descriptor, b'{"listening":', 0)  # a supervisor that knows other ones
+        with pytest.raises(PolicyErrors):
+            settings.of_part(config, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def test_every_key(tmp_path: Path) -> None:
