@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import uuid
@@ -47,7 +48,10 @@ class House:
         return [e for e in self.upstream.events() if e["event"] == "request" and e["id"] == request_id]
 
     def raw(self, data: bytes, *, seconds: float = 60, half_close: bool = False) -> bytes:
-        """Sends bytes on a connection of their own and returns everything until the other side closes or is silent."""
+        """Sends bytes on a connection of their own and returns everything until the other side ends it.
+
+        TimeoutError when it is left open and silent: a client that waits for its end would wait for ever.
+        """
         with socket.create_connection(("127.0.0.1", self.weir.port), timeout=seconds) as connection:
             connection.sendall(data)
             if half_close:
@@ -80,13 +84,11 @@ class House:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Until the end, a reset, or silence for the socket's timeout."""
+    """Until the end or a reset. TimeoutError after silence for the socket's timeout."""
     parts = []
-    try:
+    with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(65536):
             parts.append(part)
-    except (TimeoutError, ConnectionResetError):
-        pass
     return b"".join(parts)
 
 
