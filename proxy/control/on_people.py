@@ -281,27 +281,32 @@ async def delete_invite(office: Office, ask: Ask) -> Answer:
 async def redeem_invite(office: Office, ask: Ask) -> Answer:
     """Takes an invite up: as a new person, or, with a session's token, as the person of that session."""
     body: persons.Redemption = ask.body
-    now_us = wall_us()
-    name, email = _called(body)
-    user = User(new_id("usr"), name, now_us, email)
-    bearer = Actor("invite", user.user_id, None, None)
-    if ask.caller is not None:
-        known = await office.store.user(ask.actor.id) if ask.actor.kind == "user" else None
-        if known is None:
-            raise unauthorized()
-        user, bearer = known, ask.actor
-    secret, digest, failures = new_token("session"), digest_of(body.token), office.callers.failures
-    until_us = now_us + bounds.SESSION_SECONDS_MAX * 1_000_000
-    session = Session(new_id("ses"), user.user_id, None, ask.peer, now_us, until_us)
+    user, bearer = await _bearer(office, ask)
+    now_us, digest, failures = wall_us(), digest_of(body.token), office.callers.failures
     if failures.above(ask.peer) and not await office.store.invite_waits(digest, now_us):
         # Each attempt is put on record, and whoever guesses needs no credential: the log must not be theirs to fill.
         failures.note(ask.peer)
+    secret = new_token("session")
+    until_us = now_us + bounds.SESSION_SECONDS_MAX * 1_000_000
+    session = Session(new_id("ses"), user.user_id, None, ask.peer, now_us, until_us)
     try:
         used = await office.store.redeem(digest, user, session, digest_of(secret), By(bearer, ask.peer))
     except NotDone:
         failures.note(ask.peer)
         raise
     return Answer(made(msgspec.structs.replace(session, tenant=used.tenant), used.role, secret))
+
+
+async def _bearer(office: Office, ask: Ask) -> tuple[User, Actor]:
+    """Who brings the invite: somebody new, or whose session came with it. Raises Wrong, and Problem for a key."""
+    name, email = _called(ask.body)
+    if ask.caller is None:
+        user = User(new_id("usr"), name, wall_us(), email)
+        return user, Actor("invite", user.user_id, None, None)
+    known = await office.store.user(ask.actor.id) if ask.actor.kind == "user" else None
+    if known is None:
+        raise unauthorized()
+    return known, ask.actor
 
 
 HANDLERS: dict[str, Handler] = {

@@ -22,7 +22,7 @@ from proxy.policy.snapshot import Issuer
 from proxy.record import cut
 
 _FORM = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-_CHALLENGE = b'www-authenticate: Bearer error="invalid_token"\r\n'  # RFC 6750, section 3
+CHALLENGE = b'www-authenticate: Bearer error="invalid_token"\r\n'  # RFC 6750, section 3
 _SECOND_US = 1_000_000
 _ID_BYTES = 10  # of a subject's id: nobody finds a second subject of one id, and it is as long as a key's
 
@@ -71,7 +71,7 @@ class Person(Struct, frozen=True):
 
 def refusal(code: str, detail: str = "", *, retry_after_ms: int = 0) -> Refusal:
     """A refusal of a token, with the challenge that RFC 6750 asks for."""
-    return Refusal(code, detail, retry_after_ms=retry_after_ms, headers=_CHALLENGE)
+    return Refusal(code, detail, retry_after_ms=retry_after_ms, headers=CHALLENGE)
 
 
 def subject_id(tenant: str, issuer: str, subject: str) -> str:

@@ -20,7 +20,7 @@ from proxy import board, bounds
 from proxy._fastpath import Arena
 from proxy.clock import now_ns, wall_us
 from proxy.errors import Refusal
-from proxy.identity.claims import Parts, Person, algorithm, person, read, refusal
+from proxy.identity.claims import CHALLENGE, Parts, Person, algorithm, person, read, refusal
 from proxy.identity.issuers import Issuers
 from proxy.identity.jwks import Key, KeySet
 from proxy.identity.keys import Known
@@ -29,7 +29,8 @@ from proxy.policy.snapshot import Issuer
 
 log = logging.getLogger("weir.identity")
 
-# What no time, key or policy will mend: another look at the same bytes would find the same.
+# What no time or policy will mend: another look at the same bytes would find the same. For a signature that is so
+# while the key that it was compared with is published.
 _FOR_EVER = frozenset({"token_malformed", "token_signature", "token_audience", "token_claim"})
 _WARN_NS = 60_000_000_000  # between two lines about groups that were left out
 _jws = PyJWS()
@@ -47,6 +48,14 @@ class Verified:
         self.key = key
         self.person = who
         self.known: dict[str, Known] = {}  # by the tenant it was used in
+
+
+class BadSignature(Refusal):
+    """token_signature; `key` is the one that did not make it. Its issuer may yet publish another under that name."""
+
+    def __init__(self, key: Key) -> None:
+        super().__init__("token_signature", headers=CHALLENGE)
+        self.key = key
 
 
 class Tokens:
@@ -88,9 +97,12 @@ class Tokens:
             if not self._issuers.any:
                 raise Refusal("invalid_api_key")
             refused = self._refused.get(digest)
-            if refused is not None:
-                raise Refusal(refused.code, refused.detail, headers=refused.headers)
-            return None
+            if refused is None:
+                return None
+            if isinstance(refused, BadSignature) and not refused.key.published:
+                del self._refused[digest]
+                return None
+            raise Refusal(refused.code, refused.detail, headers=refused.headers)
         if not found.key.published or at_ns >= found.keys.stale_ns:
             return None
         if wall_us() >= found.person.expires_us:
@@ -165,7 +177,7 @@ class Tokens:
             found = await self._judge(token)
         except Refusal as refused:
             if refused.code in _FOR_EVER:
-                self._refused[digest] = Refusal(refused.code, refused.detail, headers=refused.headers)
+                self._refused[digest] = _kept(refused)
                 if len(self._refused) > bounds.TOKENS_REFUSED_CACHED_MAX:
                     self._refused.popitem(last=False)
             raise
@@ -201,11 +213,18 @@ class Tokens:
             log.warning("a token of the issuer %s has more groups than it holds: it counts as one without", issuer)
 
 
+def _kept(refused: Refusal) -> Refusal:
+    """The same without its traceback, which would hold the whole request."""
+    if isinstance(refused, BadSignature):
+        return BadSignature(refused.key)
+    return Refusal(refused.code, refused.detail, headers=refused.headers)
+
+
 def check_signature(token: bytes, parts: Parts, key: Key, named: str) -> None:
-    """Raises Refusal token_signature unless this key signed these very bytes. `named`: an algorithm of the policy."""
+    """Raises BadSignature unless this key signed these very bytes. `named`: an algorithm of the policy."""
     try:
         signed = _jws.decode_complete(token, key.jwk, algorithms=[named])
     except (PyJWTError, ValueError, TypeError):
-        raise refusal("token_signature") from None
+        raise BadSignature(key) from None
     if signed["payload"] != parts.payload:
-        raise refusal("token_signature")
+        raise BadSignature(key)

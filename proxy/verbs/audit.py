@@ -17,6 +17,7 @@ from proxy.audit import anchor, files
 from proxy.audit.chain import Entry, from_line, to_line
 from proxy.audit.verify import Finding, Walk
 from proxy.policy.load import PolicyErrors
+from proxy.settings import Settings
 from proxy.store.store import Head, SchemaMismatch, Store, StoreUnavailable
 from proxy.verbs import config_argument
 
@@ -126,7 +127,7 @@ def _verify(args: argparse.Namespace) -> int:
     path: Path | None = args.anchors
     process = None
     if args.file is None or path is None or not publics:
-        process = settings.load(args.config)
+        process = _settings(args)
         path = path or process.data_dir / files.ANCHORS
         if not publics:
             own = files.public_key(process.data_dir)
@@ -148,6 +149,16 @@ def _verify(args: argparse.Namespace) -> int:
         findings = asyncio.run(_walk(process.database, walk))
     _report(walk, findings, len(anchors), as_json=args.json)
     return 1 if findings else 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    try:
+        return settings.load(args.config)
+    except PolicyErrors as errors:
+        if args.file is None or (args.config / "weir.yaml").exists():
+            raise
+        instead = "without it give --anchors FILE and --public-key HEX, which `weir audit key` prints on the host"
+        raise ValueError(f"{errors}; {instead}") from None
 
 
 def _exported(path: Path, walk: Walk) -> Iterator[Entry]:

@@ -330,6 +330,14 @@ def test_verify_online_and_offline(
     assert findings() == ["anchor"]
 
 
+def test_an_export_away_from_its_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there is no configuration it is said what to give instead."""
+    (tmp_path / "log.jsonl").touch()
+    words = ["audit", "verify", "--file", str(tmp_path / "log.jsonl"), "--config", str(tmp_path)]
+    assert cli.main(words) == 1
+    assert "give --anchors FILE and --public-key HEX" in capsys.readouterr().err
+
+
 def test_verify_finds_what_was_done_to_the_database(gateway: Gateway, weir: Weir) -> None:
     """An edit by its row, a tail cut with its head by the anchors, and anchors that were taken away."""
     for _ in range(4):

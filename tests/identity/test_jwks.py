@@ -139,6 +139,25 @@ def test_a_key_that_changes_under_its_name(tmp_path: Path, shifted: Clock) -> No
     asyncio.run(story())
 
 
+def test_keys_without_names_rotate_in_place(tmp_path: Path) -> None:
+    """A token that came before its key was fetched is refused by the old one, and taken once the new one is there."""
+
+    async def story() -> None:
+        async with desk(tmp_path, published={ISSUER: key_set(jwk("rsa", kid=None))}) as made:
+            early, forged = new(header={"kid": None}), token("ed", "EdDSA", header={"kid": None})
+            assert await made.code(token(header={"kid": None})) == ""
+            assert await made.code(early) == await made.code(early) == "token_signature"
+            assert await made.code(forged) == "token_key"
+            made.published[ISSUER] = key_set(jwk("rsa-2", kid=None))
+            keys = made.issuers.of(ISSUER)
+            assert keys is not None
+            assert await keys._join()
+            assert await made.code(early) == ""
+            assert await made.code(token(header={"kid": None})) == "token_signature"
+
+    asyncio.run(story())
+
+
 def test_unknown_names_ask_once_a_minute(tmp_path: Path, shifted: Clock) -> None:
     """A name that was asked for in vain is refused; others wait out the minute by a 503 that says for how long."""
 
