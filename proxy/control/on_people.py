@@ -14,7 +14,7 @@ from proxy.control import persons
 from proxy.control.callers import unauthorized
 from proxy.control.office import Answer, Ask, Handler, Office, page, where
 from proxy.control.problems import forbidden, invalid, not_found
-from proxy.control.signing import made
+from proxy.control.signing import NoEntry, made
 from proxy.control.table import PLATFORM
 from proxy.errors import Refusal
 from proxy.identity import fields
@@ -207,8 +207,10 @@ async def create_session(office: Office, ask: Ask) -> Answer:
     """Signs in by an identity provider."""
     try:
         return Answer(await office.sign_ins.enter(ask.body.id_token, ask.body.tenant, ask.peer))
-    except Refusal:
-        office.callers.failures.note(ask.peer)
+    except (Refusal, NoEntry) as refused:
+        office.callers.failures.note(ask.peer)  # above the limit it ends here: the log is nobody's to fill
+        if isinstance(refused, NoEntry):
+            await office.store.refused(refused.by, refused.attempt, refused.message)
         raise
 
 

@@ -16,7 +16,7 @@ from proxy.control.policies import Policies
 from proxy.control.problems import Problem, invalid
 from proxy.errors import Refusal
 from proxy.identity.actor import By
-from proxy.identity.claims import Person, read
+from proxy.identity.claims import Person, read, subject_id
 from proxy.identity.credentials import digest_of, new_id, new_token
 from proxy.identity.issuers import Issuers
 from proxy.identity.roles import Actor
@@ -24,7 +24,7 @@ from proxy.identity.shelf import Shelf
 from proxy.identity.tenancy import resolve
 from proxy.identity.tokens import Tokens
 from proxy.settings import Settings
-from proxy.store.store import Session, Store
+from proxy.store.store import Attempt, Session, Store
 
 
 class Silent:
@@ -38,6 +38,15 @@ class Silent:
 
     def groups_left_out(self, issuer: str) -> None:
         """Counts nothing."""
+
+
+class NoEntry(Problem):
+    """Somebody whom the provider vouches for has no role there, or was disabled; with what goes on record of it."""
+
+    def __init__(self, by: By, attempt: Attempt) -> None:
+        super().__init__(403, "no_role", "The token's person has no role there.")
+        self.by = by
+        self.attempt = attempt
 
 
 class SignIns:
@@ -67,15 +76,16 @@ class SignIns:
         if self._audience not in _audiences(read(raw).claims.get("aud")):
             raise Problem(401, "token_audience", "The token is not made for the admin API.")
         place = _place(person, tenant)
+        # The provider acts, and for its own people alone; whether they may come in is judged again by the writer.
+        by = By(Actor("provider", person.issuer, None, place), peer)
         user = await self._store.user_by_identity(person.issuer, person.subject)
         found = None if user is None else await self._store.membership(user.user_id, place)
-        if user is None or found is None:
-            raise Problem(403, "no_role", "The token's person has no role there.")
+        if user is None or user.disabled_us is not None or found is None:
+            target = subject_id(place, person.issuer, person.subject) if user is None else user.user_id
+            raise NoEntry(by, Attempt("sessions.create", place, target))
         secret, now_us = new_token("session"), wall_us()
         until_us = min(now_us + bounds.SESSION_SECONDS_MAX * 1_000_000, person.expires_us)
         session = Session(new_id("ses"), user.user_id, place, peer, now_us, until_us)
-        # The provider acts, and for its own people alone; whether they are disabled is judged by the writer.
-        by = By(Actor("provider", person.issuer, None, place), peer)
         await self._store.open_session(session, digest_of(secret), by)
         return made(session, found.role, secret)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict
 
+from proxy import bounds
 from proxy.clock import wall_us
 from proxy.store.store import User
 from tests.control.admin import OPERATOR, Admin, admin
@@ -89,8 +91,34 @@ def test_by_an_identity_provider(sqlite_url: str, tmp_path: Path) -> None:
             for tenant, status in (("acme", 201), ("globex", 403), ("nowhere", 403)):
                 assert (await api.call("POST", "/sessions", None, {**said, "tenant": tenant})).status == status, tenant
             await api.call("POST", f"/users/{user.user_id}/disable", api.root)
-            assert (await api.call("POST", "/sessions", None, said)).status == 409
+            refused = await api.call("POST", "/sessions", None, said)
+            assert (refused.status, refused.code) == (403, "no_role")
+            (entry,) = await api.store.audit_rows(action="sessions.create", limit=1)
+            assert (entry.outcome, entry.actor_kind, entry.target) == ("refused", "provider", user.user_id)
+            assert (entry.tenant, entry.origin) == ("acme", "127.0.0.1")
             assert (await api.call("GET", "/me", made.said["token"])).status == 401
+
+    asyncio.run(work())
+
+
+def test_a_stranger_fills_no_log(sqlite_url: str, tmp_path: Path) -> None:
+    """Whom a provider vouches for and nobody here knows is on record up to the limit, by an id that tells nothing."""
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url, **with_issuer(tmp_path)) as api:
+            await known(api, "u-1")
+            before = (await api.store.audit_head()).seq
+            stranger = {"id_token": token(aud=["weir-admin"], sub="nobody").decode()}
+            for _ in range(bounds.CONTROL_FAILURES_PER_MINUTE):
+                assert (await api.call("POST", "/sessions", None, stranger)).code == "no_role"
+            assert (await api.call("POST", "/sessions", None, stranger)).code == "too_many_failures"
+            rows = await api.store.audit_rows(action="sessions.create", limit=100)
+            fresh = [entry for entry in rows if entry.seq > before]
+            assert len(fresh) == bounds.CONTROL_FAILURES_PER_MINUTE
+            assert {(entry.outcome, entry.target[:4]) for entry in fresh} == {("refused", "jwt_")}
+            assert not [entry for entry in fresh if "nobody" in json.dumps(asdict(entry), default=str)]
+            said = {"id_token": token(aud=["weir-admin"]).decode()}
+            assert (await api.call("POST", "/sessions", None, said)).status == 201
 
     asyncio.run(work())
 
