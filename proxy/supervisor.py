@@ -330,8 +330,8 @@ class Supervisor:
 
     def _alone(self) -> list[Part]:
         """Parts of which there can be only one: they end before their replacement starts."""
-        flushers = [part for helper, part in self._helpers if not helper.first]
-        return [*([self._keeper] if self._keeper is not None else []), *flushers]
+        helpers = [part for helper, part in self._helpers if not helper.first]
+        return [*([self._keeper] if self._keeper is not None else []), *helpers]
 
     async def _restart_alone(self, part: Part) -> bool:
         async with part.lock:

@@ -7,6 +7,7 @@ point and run again: a record that is moved twice is one row, and positions are 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -100,6 +101,7 @@ class Epochs:
     ) -> None:
         self.states: dict[bytes, State] = {}
         self.stream: StreamState | None = None
+        self.disk_free_bytes = 0  # what the journal's file system has left, at the last look
         self._directory = directory
         self._origin = origin
         self._arena = arena
@@ -122,6 +124,7 @@ class Epochs:
         if dead:
             # Once more: recovery has added records, and what it did must be seen before it is moved.
             infos = await asyncio.to_thread(live_and_dead, self._directory)
+        self.disk_free_bytes = await asyncio.to_thread(_free_bytes, self._directory)
         now_us = clock.wall_us()
         present = {info.epoch for info in infos}
         for epoch in [epoch for epoch in self.states if epoch not in present]:
@@ -355,3 +358,9 @@ class Epochs:
         if self._arena.word(board.DATABASE_STATE) == board.AWAY:
             self._log.info("the database is back")
         self._arena.set_word(board.DATABASE_STATE, board.OK)
+
+
+def _free_bytes(directory: Path) -> int:
+    """What an unprivileged process can still write there; the first worker makes the directory."""
+    found = os.statvfs(directory if directory.exists() else directory.parent)
+    return found.f_bavail * found.f_frsize

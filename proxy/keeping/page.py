@@ -81,7 +81,9 @@ class Port:
         journal_bytes = sum(state.info.bytes for state in states)
         gauges: dict[str, dict[tuple[str, ...], float]] = {
             "weir_journal_bytes": {(): journal_bytes},
-            "weir_journal_room_ratio": {(): max(0.0, 1 - journal_bytes / self._journal_bytes_max)},
+            "weir_journal_room_ratio": {
+                (): room_ratio(journal_bytes, self._journal_bytes_max, self._epochs.disk_free_bytes)
+            },
             "weir_journal_oldest_seconds": {(): max((state.age_us(now_us) for state in states), default=0) / 1e6},
             "weir_journal_epochs": {
                 ("alive",): sum(state.info.alive for state in states),
@@ -122,6 +124,11 @@ class Port:
             if state != board.NOT_CONFIGURED or word == board.DATABASE_STATE:
                 gauges[name] = {(): state == board.OK}
         return gauges
+
+
+def room_ratio(journal_bytes: int, bytes_max: int, disk_free_bytes: int) -> float:
+    """How much of its maximum the journal can still grow by, from 1 to 0: a full disk ends it sooner."""
+    return max(0, min(bytes_max - journal_bytes, disk_free_bytes)) / bytes_max
 
 
 assert bounds.COLUMNS <= 999  # column labels stay short and sort as people expect

@@ -11,6 +11,7 @@ from proxy import board, bounds, clock
 from proxy._fastpath import Arena
 from proxy.board import Board
 from proxy.keeping.health import living, readiness
+from proxy.keeping.page import room_ratio
 
 NOW_NS = 1_000_000_000_000
 
@@ -33,6 +34,15 @@ def test_ready(words: Board) -> None:
     assert readiness(words, NOW_NS) == (200, "ready", ())
     words.arena.set_word(board.REDIS_STATE, board.OK)
     assert readiness(words, NOW_NS).word == "ready"
+
+
+@pytest.mark.parametrize(
+    ("journal", "most", "disk", "ratio"),
+    [(0, 1000, 10**9, 1.0), (250, 1000, 10**9, 0.75), (250, 1000, 100, 0.1), (0, 1000, 0, 0.0), (1200, 1000, 99, 0.0)],
+)
+def test_room_ends_with_the_maximum_or_the_disk(journal: int, most: int, disk: int, ratio: float) -> None:
+    """Whichever is nearer: a disk that is nearly full is said long before the journal has grown to its maximum."""
+    assert room_ratio(journal, most, disk) == ratio
 
 
 @pytest.mark.parametrize(("word", "named"), [(board.REDIS_STATE, "redis"), (board.DATABASE_STATE, "database")])

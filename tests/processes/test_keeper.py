@@ -356,6 +356,7 @@ def test_metrics_page_of_a_live_host(house: House) -> None:
     assert house.metric("weir_worker_state", column="0", place="0") == board.SERVING
     assert house.metric("weir_journal_epochs", state="alive") == 1
     assert house.metric("weir_epoch_bytes", epoch=epoch.hex()) > 0
+    assert 0 < house.metric("weir_journal_room_ratio") <= 1
     assert house.metric("weir_database_up") == 1
     assert "weir_redis_up" not in families
     assert house.get("/healthz")[0] == 200
