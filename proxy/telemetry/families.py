@@ -267,7 +267,7 @@ _KEEPER = (
         "weir_journal_room_ratio",
         "gauge",
         (),
-        "Share of journal.max_bytes that the journal can still grow by, the disk's room allowing: from 1 to 0 (calls are "
+        "Share of journal.max_bytes that the journal can still grow by, the disk's room allowing: 1 to 0 (calls are "
         "refused).",
         "Below 0.5: find out why nothing is persisted, or what fills the disk. Below 0.1: calls will be refused soon.",
         "keeper",
