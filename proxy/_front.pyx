@@ -114,7 +114,7 @@ cdef class Request:
     def paused(self, relay):
         if self._client._full:
             self._client._stalled = relay
-        else:
+        elif self._client._transport is not None:
             self._client._loop.call_soon(relay.resume)
 
     def abort(self):
@@ -195,6 +195,9 @@ cdef class Client:
         self._transport = self._parser = self._feed = self._stalled = None
         if self._task is not None:
             self._task.cancel()
+        # The two of them know each other; nobody else would part them where the request's task never came to run.
+        self._request = self._task = None
+        self._full = False
 
     def pause_writing(self):
         self._full = True
@@ -281,20 +284,18 @@ cdef class Client:
         self._served = True
         if self._transport is None or self._transport.is_closing():
             return 0
+        self._since = self._front.tick
         if self._owed:
             # Closing now would reset the connection, and the answer with it: its body is still on the way.
             self._lingering = True
-            self._since = self._front.tick
             self.read_on()
         elif request.close:
             self._transport.close()
         elif self._ahead is not None:
             ahead, self._ahead = self._ahead, None
             self.hand_over(ahead)
-        else:
-            self._since = self._front.tick
-            if self._front.draining:
-                self._idle_ns = weir_wire_now()
+        elif self._front.draining:
+            self._idle_ns = weir_wire_now()
         return 0
 
     cdef int hold(self) except -1:
@@ -343,7 +344,9 @@ cdef class Client:
 
     def end_idle(self, int64_t before_ns):
         """Closes the connection when it carries nothing, and has carried nothing since `before_ns`."""
-        if self._request is None and self._pending is None and self._idle_ns < before_ns and self._transport is not None:
+        if self._request is not None or self._pending is not None or self._lingering or self._transport is None:
+            return
+        if self._idle_ns < before_ns:
             self._transport.close()
 
     def end(self):
