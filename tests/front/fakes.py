@@ -7,7 +7,6 @@ from typing import Any
 
 from proxy._front import Client, Request
 
-
 GET = b"GET /v1/models HTTP/1.1\r\nHost: weir\r\nx-empty:\r\nX-Last:  a b \r\n\r\n"
 ODD = b"GET /v1/models?x HTTP/1.1\r\nhost: weir\r\n\r\n"
 
