@@ -25,7 +25,9 @@ PersonText = Annotated[str, Meta(pattern=_PRINTABLE, max_length=bounds.PEOPLE_TE
 PersonName = Annotated[str, Meta(pattern=_PRINTABLE, min_length=1, max_length=bounds.PEOPLE_TEXT_BYTES_MAX)]
 Email = Annotated[
     str,
-    Meta(pattern=whole(r"[^@\x00-\x20\x7f-\x9f]+@[^@\x00-\x20\x7f-\x9f]+"), max_length=bounds.PEOPLE_TEXT_BYTES_MAX),
+    Meta(
+        pattern=_PRINTABLE, min_length=3, max_length=bounds.PEOPLE_TEXT_BYTES_MAX, description="name@host, for people."
+    ),
 ]
 Reason = Annotated[str, Meta(pattern=_PRINTABLE, max_length=200, description="For the record.")]
 ModelName = Annotated[str, Meta(pattern=whole(r"[!-~]+"), max_length=bounds.MODEL_BYTES_MAX)]

@@ -42,6 +42,18 @@ def test_by_an_invite(sqlite_url: str, tmp_path: Path) -> None:
         async with admin(tmp_path, sqlite_url) as api:
             invited = await api.call("POST", "/invites", api.root, {"role": "tenant_admin", "tenant": "acme"})
             body = {"token": invited.said["token"], "name": "Ada"}
+            for wrong, path in (
+                ({"name": ""}, "$.name"),
+                ({"name": "Ada\u202e"}, "$.name"),
+                ({"name": "Ada "}, "$.name"),
+                ({"name": "Ame\u0301lie"}, "$.name"),
+                ({"email": "ada"}, "$.email"),
+                ({"email": "ADA@example.com "}, "$.email"),
+                ({"email": "a@b@example.com"}, "$.email"),
+                ({"email": "a b@example.com"}, "$.email"),
+            ):
+                reply = await api.call("POST", "/invites/redeem", None, {**body, **wrong})
+                assert (reply.status, reply.said["error"].get("path")) == (422, path), wrong
             made = await api.call("POST", "/invites/redeem", None, body)
             assert (made.status, made.said["role"], made.said["tenant"]) == (201, "tenant_admin", "acme")
             me = (await api.call("GET", "/me", made.said["token"])).said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
 import socket
@@ -67,6 +68,34 @@ def test_it_refuses_to_start(tmp_path: Path, sqlite_url: str, why: str) -> None:
         assert reasons[why] in errors
         assert "Traceback" not in errors
         assert len(errors.splitlines()) <= 2, errors
+
+
+def test_it_starts_before_its_database(tmp_path: Path) -> None:
+    """While the database is not there every request is told to come again, and the log says what is waited for."""
+    port = free_port()
+    weir = configured(tmp_path, f"postgresql://weir@127.0.0.1:{free_port()}/weir", control={"port": port})
+    process = control(weir)
+    try:
+
+        def answered() -> tuple[int, bytes] | None:
+            assert process.poll() is None
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            try:
+                connection.request("GET", "/admin/v1/me", headers={"authorization": "Bearer weir_session_x"})
+                answer = connection.getresponse()
+                return answer.status, answer.read()
+            except ConnectionError:
+                return None
+            finally:
+                connection.close()
+
+        status, body = wait_for("an answer", answered)
+        assert (status, json.loads(body)["error"]["code"]) == (503, "store_unavailable")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_over_tls(tmp_path: Path, sqlite_url: str) -> None:
