@@ -128,6 +128,10 @@ class Peek:
         """(tokens of all noted strings but images' urls, how many of them are a message's name). The GIL is released
         where that is dear (`text_cost`). Errors as `with_usage`, and MemoryError.
         """
+    def count_plain(self, body: bytes, encoding: Encoding, message: int, name: int) -> int | None:
+        """The tokens of a prompt that is `plain`, with so many more for each message and for each message's name; None
+        for any other. GIL and errors as `count`.
+        """
     def count_calls(self, body: bytes, encoding: Encoding, prefix: bytes) -> int:
         """Tokens of the names in tool_calls, each behind `prefix`. GIL and errors as `count`."""
     @property

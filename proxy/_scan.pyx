@@ -420,22 +420,35 @@ cdef class Peek:
         check_body(body, self)
         return weir_prompt_cost(&self.k, <const uint8_t*>PyBytes_AS_STRING(body))
 
-    def count(self, bytes body not None, Encoding encoding not None):
-        check_body(body, self)
+    cdef int counted(self, bytes body, Encoding encoding, int64_t* tokens, int64_t* names) except -1:
+        """What `count` returns, in `tokens` and `names`."""
         cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(body)
-        cdef int64_t tokens, names
         cdef int failed
         cdef weir_encoding* e
         if weir_prompt_text_cost(&self.k) <= text_bytes_inline:
-            failed = weir_prompt_count(&self.k, p, encoding.c, &tokens, &names)
+            failed = weir_prompt_count(&self.k, p, encoding.c, tokens, names)
         else:
             e = encoding.borrow()
             with nogil:
-                failed = weir_prompt_count(&self.k, p, e, &tokens, &names)
+                failed = weir_prompt_count(&self.k, p, e, tokens, names)
             encoding.give_back(e)
         if failed:
             raise MemoryError
+        return 0
+
+    def count(self, bytes body not None, Encoding encoding not None):
+        cdef int64_t tokens, names
+        check_body(body, self)
+        self.counted(body, encoding, &tokens, &names)
         return (tokens, names)
+
+    def count_plain(self, bytes body not None, Encoding encoding not None, int64_t message, int64_t name):
+        cdef int64_t tokens, names
+        check_body(body, self)
+        if not weir_peek_plain(&self.k, <const uint8_t*>PyBytes_AS_STRING(body)):
+            return None
+        self.counted(body, encoding, &tokens, &names)
+        return tokens + self.k.messages * message + names * name
 
     def count_calls(self, bytes body not None, Encoding encoding not None, bytes prefix not None):
         check_body(body, self)

@@ -43,11 +43,12 @@ def prompt_tokens(
     the family's. Never raises for content; tools.Unknown for tool definitions that were not counted before, unless they
     may be counted `anew`.
     """
-    if family.chat is not None and endpoint == "chat.completions" and facts.plain(body):
-        known = family.chat
-        text, names = facts.count(body, encoding)
-        marks = facts.messages * known.message + names * known.name + known.primer + known.preamble
-        return max(0, text + marks), "counted" if known.documented else "estimated"
+    known = family.chat
+    if known is not None and endpoint == "chat.completions":
+        plain = facts.count_plain(body, encoding, known.message, known.name)
+        if plain is not None:  # as nearly every prompt is
+            tokens = plain + known.primer + known.preamble
+            return tokens if tokens > 0 else 0, "counted" if known.documented else "estimated"
     total = _Sum(facts.token_ids, not (facts.incomplete or facts.unread))
     if endpoint == "chat.completions":
         _tools(total, family, encoding, body, facts, tenant, anew)  # first: it may be that nothing is counted

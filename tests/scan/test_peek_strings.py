@@ -108,6 +108,8 @@ def check(body: bytes) -> None:
     parts = [getattr(facts, f"{part}_span")[0] for part in PARTS]
     others = facts.images + facts.unread + sum(facts.calls(body)) - facts.calls(body)[1]
     assert facts.plain(body) == (others == 0 and max(parts) < 0), body
+    marked = sum(map(counter.count, texts)) + 5 * facts.messages + 7 * names
+    assert facts.count_plain(body, counter, 5, 7) == (marked if facts.plain(body) else None), body
 
 
 def test_spelt_out() -> None:
