@@ -10,7 +10,7 @@ from proxy.audit.chain import NotRecordable
 from proxy.control.nouns import Error, ErrorBody
 from proxy.errors import Refusal
 from proxy.identity.fields import Wrong
-from proxy.identity.roles import Forbidden, TooWide
+from proxy.identity.roles import Forbidden, ForbiddenTold
 from proxy.store.store import Absent, BadData, NotDone, OtherRequest, Stale, StoreUnavailable
 
 _RETRY = {"retry-after": "1"}
@@ -54,7 +54,7 @@ def problem_of(error: Exception, action: str) -> Problem | None:
     match error:
         case Problem():
             return error
-        case TooWide():
+        case ForbiddenTold():
             return Problem(403, "forbidden", f"{error}.")
         case Forbidden():
             return forbidden(action)

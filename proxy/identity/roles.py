@@ -96,8 +96,8 @@ class Forbidden(Exception):
     """The actor may not; the message says who, what, where, and which role could."""
 
 
-class TooWide(Forbidden):
-    """A key that is more than its issuer; the message speaks of the issuer alone, who may read it."""
+class ForbiddenTold(Forbidden):
+    """One whose message speaks of the actor, and of what it asked for itself, alone: it may be told so."""
 
 
 class Scope(Struct, frozen=True):
@@ -230,13 +230,13 @@ def may_issue(
     may(actor, action, tenant, owner)
     for right in rights:
         if right not in SERVICE_RIGHTS:
-            raise TooWide(f"{right} cannot be a key's right; a key may hold: {', '.join(sorted(SERVICE_RIGHTS))}")
+            raise ForbiddenTold(f"{right} cannot be a key's right; a key may hold: {', '.join(sorted(SERVICE_RIGHTS))}")
         if reach(actor, right) not in ("all", "tenant"):
-            raise TooWide(f"{actor} may not give {right} to a key: it does not hold that for {_place(tenant)}")
+            raise ForbiddenTold(f"{actor} may not give {right} to a key: it does not hold that for {_place(tenant)}")
     if actor.kind == "key":
         wider = _wider(actor.scope, scope)
         if wider:
-            raise TooWide(f"{actor} may not issue a key with wider {wider} than its own")
+            raise ForbiddenTold(f"{actor} may not issue a key with wider {wider} than its own")
 
 
 def _wider(outer: Scope, inner: Scope) -> str | None:

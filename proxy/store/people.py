@@ -17,7 +17,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from proxy import bounds
 from proxy.identity.actor import By
-from proxy.identity.roles import Actor, Forbidden, Role, allowed, check_place, may, may_grant, may_switch
+from proxy.identity.roles import (
+    Actor,
+    Forbidden,
+    ForbiddenTold,
+    Role,
+    allowed,
+    check_place,
+    may,
+    may_grant,
+    may_switch,
+)
 from proxy.store.audit import Absent, Attempt, Auditing, NotDone, Notes, Stale
 from proxy.store.keys import end_keys, valid_keys
 from proxy.store.schema import keys, memberships, sessions, users
@@ -94,7 +104,7 @@ class People(Auditing):
             if (user.issuer is None) != (user.subject is None):
                 raise NotDone("issuer and subject name a person together; one of them is missing")
             if user.issuer is not None and not speaks_for(by.actor, user.issuer):
-                raise Forbidden(f"{by.actor} may not speak for the people of issuer {user.issuer!r}")
+                raise ForbiddenTold(f"{by.actor} may not speak for the people of issuer {user.issuer!r}")
             await add_user(connection, notes, user, tenant)
 
         await self.audited(by, Attempt("users.create", tenant, user.user_id), work)
@@ -325,6 +335,10 @@ async def add_user(connection: AsyncConnection, notes: Notes, user: User, tenant
     for name in ("name", "email", "issuer", "subject"):
         if len((getattr(user, name) or "").encode()) > bounds.PEOPLE_TEXT_BYTES_MAX:
             raise NotDone(f"a person's {name} has at most {bounds.PEOPLE_TEXT_BYTES_MAX} bytes")
+    if user.issuer is not None:
+        query = select(users.c.user_id).where(users.c.issuer == user.issuer, users.c.subject == user.subject)
+        if (await connection.execute(query)).first() is not None:
+            raise NotDone("the person of this issuer and subject is known already")
     await connection.execute(insert(users).values(asdict(user)))
     notes.add("users.create", tenant, user.user_id, None, asdict(user))
 

@@ -91,6 +91,11 @@ def test_by_an_identity_provider(sqlite_url: str, tmp_path: Path) -> None:
     async def work() -> None:
         async with admin(tmp_path, sqlite_url, **with_issuer(tmp_path)) as api:
             user = await known(api, "u-1")
+            mine = {"name": "Mallory", "issuer": ISSUER, "subject": "u-1"}
+            assert "is known already" in (await api.call("POST", "/users", api.root, mine)).said["error"]["message"]
+            _, tenant_admin = await api.person("tenant_admin", "acme")
+            reply = await api.call("POST", "/users", tenant_admin, mine)  # who somebody is, is not a tenant's to say
+            assert (reply.status, "may not speak for" in reply.said["error"]["message"]) == (403, True)
             said = {"id_token": token(aud=["weir-admin"]).decode()}
             made = await api.call("POST", "/sessions", None, said)
             assert (made.status, made.said["user_id"], made.said["tenant"]) == (201, user.user_id, "acme")
