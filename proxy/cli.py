@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:
+        if asked in PARTS:
+            raise  # nobody mistyped anything: the log shall say where it was
+        print(f"weir {asked}: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser(asked: str) -> argparse.ArgumentParser:

@@ -69,7 +69,8 @@ def read(
     try:
         raw = (directory / name).read_bytes()
     except FileNotFoundError:
-        problems.append(Problem(file, 1, "", "no such file"))
+        where = "" if directory.is_dir() else f": {directory} is no directory; --config names the one with {WEIR}"
+        problems.append(Problem(file, 1, "", f"no such file{where}"))
         return Document(file, None, {}, {})
     except OSError as error:
         problems.append(Problem(file, 1, "", f"cannot be read: {error.strerror}"))
@@ -81,30 +82,47 @@ def read(
     return Document(file, shaped.value, shaped.lines, shaped.names)
 
 
+def file_complaint(path: FilePath) -> str | None:
+    """The sentence about a file that the policy names and that cannot be read; None when it can."""
+    try:
+        with path.open("rb"):
+            return None
+    except FileNotFoundError:
+        return f"no file {path}"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
 def read_all(config_dir: str | os.PathLike[str], env: Mapping[str, str], problems: list[Problem]) -> Files:
     """All files of a configuration directory."""
     directory = FilePath(config_dir)
     weir = read(directory, WEIR, schema.WeirFile, env, problems)
     plans = read(directory, PLANS, schema.PlansFile, env, problems)
-    if (directory / PRICES).exists():
+    _look_into(directory, (WEIR, PLANS, PRICES), problems)
+    if os.path.lexists(directory / PRICES):
         prices = read(directory, PRICES, schema.PricesFile, env, problems)
     else:
         prices = Document(str(directory / PRICES), schema.PricesFile(version="none"), {}, {})
-    _strangers(directory, (WEIR, PLANS, PRICES), problems)
     tenants = []
-    if (directory / TENANTS).is_dir():
-        _strangers(directory / TENANTS, (), problems)
-        for path in sorted((directory / TENANTS).iterdir()):
-            if path.suffix == ".yaml" and not path.name.startswith("."):
-                tenants.append(read(directory / TENANTS, path.name, schema.TenantFile, env, problems))
+    for path in _look_into(directory / TENANTS, (), problems):
+        if path.suffix == ".yaml" and not path.name.startswith("."):
+            tenants.append(read(directory / TENANTS, path.name, schema.TenantFile, env, problems))
     return Files(weir, plans, prices, tuple(tenants), base_of(config_dir))
 
 
-def _strangers(directory: FilePath, known: tuple[str, ...], problems: list[Problem]) -> None:
-    """A policy file under a wrong name would silently not count, so it is refused. Other files are nobody's matter."""
-    if not directory.is_dir():
-        return
-    for path in sorted(directory.iterdir()):
+def _look_into(directory: FilePath, known: tuple[str, ...], problems: list[Problem]) -> list[FilePath]:
+    """What is in a directory, sorted; nothing when there is none.
+
+    A policy file under a wrong name would silently not count, so it is refused. Other files are nobody's matter.
+    """
+    try:
+        found = sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        problems.append(Problem(str(directory), 1, "", f"cannot be read: {error.strerror}"))
+        return []
+    for path in found:
         if path.name.startswith(".") or path.suffix not in (".yaml", ".yml") or path.name in known:
             continue
         if known:
@@ -112,3 +130,4 @@ def _strangers(directory: FilePath, known: tuple[str, ...], problems: list[Probl
             problems.append(Problem(str(path), 1, "", f"not a file of the policy; did you mean {likely}?"))
         elif path.suffix == ".yml":
             problems.append(Problem(str(path), 1, "", f"would not be read; name it {path.stem}.yaml"))
+    return found

@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 from typing import Protocol
 
+from proxy.policy.load import file_complaint
 from proxy.policy.process import Tls
 
 
@@ -25,8 +26,9 @@ def judge_listener(tls: Tls | None, base: Path, wrong: Wrong, *at: str) -> None:
     complaint = certificate_complaint(certificate)
     if complaint is not None:
         wrong(complaint, *at, "certificate")
-    if not key.is_file():
-        wrong(f"no file {key}", *at, "key")
+    unreadable = file_complaint(key)
+    if unreadable is not None:
+        wrong(unreadable, *at, "key")
     elif complaint is None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
@@ -34,18 +36,15 @@ def judge_listener(tls: Tls | None, base: Path, wrong: Wrong, *at: str) -> None:
             context.load_cert_chain(certificate, key, password="")
         except ssl.SSLError:
             wrong(f"{key} is not that certificate's private key in PEM, without a password", *at, "key")
-        except OSError as error:
-            wrong(f"{key} cannot be read: {error.strerror}", *at, "key")
 
 
 def certificate_complaint(path: Path) -> str | None:
     """The sentence about a file that should hold certificates; None when it does."""
-    if not path.is_file():
-        return f"no file {path}"
+    unreadable = file_complaint(path)
+    if unreadable is not None:
+        return unreadable
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
         return f"{path} holds no certificate in PEM"
-    except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
     return None

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from proxy import bounds
 from proxy.policy.issuing import Access, Issuer
-from proxy.policy.load import Files
+from proxy.policy.load import Files, file_complaint
 from proxy.policy.meaning_certificates import Wrong, certificate_complaint
 from proxy.policy.problems import Problem, instead
 from proxy.policy.schema import EVERY
@@ -78,8 +78,8 @@ def _sources(files: Files, issuer: Issuer, at: tuple[str, ...], wrong: Wrong) ->
     elif issuer.keys.startswith("file:"):
         if not issuer.keys.startswith("file:/"):
             wrong("the keys' file needs an absolute path: file:/path", *at, "keys")
-        elif not Path(issuer.keys.removeprefix("file:")).is_file():
-            wrong(f"no file {issuer.keys.removeprefix('file:')}", *at, "keys")
+        elif (unreadable := file_complaint(Path(issuer.keys.removeprefix("file:")))) is not None:
+            wrong(unreadable, *at, "keys")
     else:
         complaint = address_complaint(issuer.keys, http_loopback=issuer.http_loopback)
         if complaint is not None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from proxy import settings
 from proxy.policy.compile import compile_policy, examine
 from proxy.policy.problems import PolicyErrors
 from proxy.policy.snapshot import Policy
-from tests.policy.gallery import BASE, EXAMPLE, cases, environment, lay_out, note
+from tests.policy.gallery import BASE, EXAMPLE, cases, certificate, environment, lay_out, note
 
 CASE_LINES_MAX = 200  # a longer sentence would not be read
 
@@ -133,6 +141,33 @@ def test_missing_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"config/weir.yaml:{line}: models.{name}: no price; add one to config/prices.yaml, or write unpriced: true"
         for line, name in ((5, "small"), (7, "large"))
     ]
+
+
+def test_a_directory_that_cannot_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should say what is wrong with the directory itself: it is none, or it is somebody else's."""
+    monkeypatch.chdir(tmp_path)
+    remedy = "nowhere is no directory; --config names the one with weir.yaml"
+    lines = [str(problem) for problem in examine("nowhere", {}).problems]
+    assert lines == [f"nowhere/{name}.yaml:1: no such file: {remedy}" for name in ("plans", "weir")]
+    config = lay_out(BASE, tmp_path / "other")
+
+    def closed(path: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    lines = [str(problem) for problem in examine(config, {}).problems]
+    assert lines == [f"{path}:1: cannot be read: Permission denied" for path in (config, config / "tenants")]
+
+
+def test_certificates_with_a_password_are_refused(tmp_path: Path) -> None:
+    """Should not let OpenSSL ask for it at a terminal."""
+    config = lay_out(BASE, tmp_path)
+    key = load_pem_private_key(certificate()["key.pem"], None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "tls" / "key.pem").write_bytes(locked)
+    (config / "weir.yaml").write_text(LISTEN % ("cert.pem", "key.pem") + (config / "weir.yaml").read_text())
+    sentences = [problem.sentence for problem in examine(config, {}).problems]
+    assert sentences == [f"{tmp_path}/tls/key.pem {NOT_ITS_KEY}"]
 
 
 def test_paths_are_as_the_operator_gave_them(tmp_path: Path) -> None:

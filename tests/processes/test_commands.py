@@ -199,6 +199,16 @@ def test_help_lists_what_is_for_people() -> None:
     assert not [verb for verb in PARTS if re.search(rf"^ +{verb} ", done.stdout, re.MULTILINE)]
 
 
+def test_what_the_system_refuses_is_one_line(weir: Gateway) -> None:
+    """A data directory that cannot be made ends a verb with a sentence, not with a traceback."""
+    document = json.loads((weir.config / "weir.yaml").read_text())
+    weir.write("weir.yaml", document | {"data_dir": str(weir.config / "plans.yaml" / "below")})
+    for words in (("keys", "create", "--tenant", "acme"), ("audit", "key"), ("usage",)):
+        done = weir.weir(*words, check=False)
+        assert (done.returncode, done.stdout) == (1, ""), words
+        assert re.fullmatch(rf"weir {words[0]}: .*plans.yaml/below.*\n", done.stderr), done.stderr
+
+
 EARLY = """
 import os, signal, sys
 from proxy import cli
