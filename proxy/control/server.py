@@ -168,13 +168,7 @@ class Port:
             if operation.method != "GET":
                 office.callers.changes.note(caller.actor)
         query = reading.query(request.raw_path.partition("?")[2], operation.query)
-        match = reading.etag(headers.get("if-match"), "If-Match")
-        fresh = headers.get("if-none-match", "").strip() == "*" and operation.method == "PUT"
-        if operation.match and match is None and not fresh:
-            text = "Say what you last saw of it: If-Match with its ETag" + (
-                ", or If-None-Match: * where there is nothing yet." if operation.method == "PUT" else "."
-            )
-            raise Problem(428, "precondition_required", text)
+        match, fresh = _precondition(operation, request)
         raw = await _read(request, operation)
         body = None if operation.body is None else reading.body(raw, operation.body)
         once = _once(operation, caller, headers.get("idempotency-key"), request, raw)
@@ -225,6 +219,18 @@ async def _write(response: web.StreamResponse, part: bytes) -> None:
     """A reader that stands still holds the database no longer than a body may take."""
     async with asyncio.timeout(bounds.CONTROL_SECONDS_MAX):
         await response.write(part)
+
+
+def _precondition(operation: Operation, request: web.BaseRequest) -> tuple[str | None, bool]:
+    """(If-Match, whether If-None-Match says that there is nothing yet). Raises Problem where one of them is needed."""
+    match = reading.etag(request.headers.get("if-match"), "If-Match")
+    fresh = request.headers.get("if-none-match", "").strip() == "*" and operation.method == "PUT"
+    if operation.match and match is None and not fresh:
+        text = "Say what you last saw of it: If-Match with its ETag" + (
+            ", or If-None-Match: * where there is nothing yet." if operation.method == "PUT" else "."
+        )
+        raise Problem(428, "precondition_required", text)
+    return match, fresh
 
 
 async def _read(request: web.BaseRequest, operation: Operation) -> bytes:
