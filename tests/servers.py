@@ -25,7 +25,7 @@ from typing import Literal, Self
 
 import pytest
 
-READY_SECONDS_MAX = 60.0
+READY_SECONDS_MAX = 120.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 

@@ -293,7 +293,7 @@ def test_a_keeper_killed_while_it_anchors(duty: Duty) -> None:
     for seen in (1, 2, 3):
         run(change(1))
         command = [sys.executable, "-c", code, str(duty.data), duty.url]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, VARIABLE: "audit.before_sync=kill"}, timeout=60)
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, VARIABLE: "audit.before_sync=kill"}, timeout=120)
         assert done.returncode == -signal.SIGKILL
         assert [one.seq for one in duty.read()] == list(range(1, seen + 1))
 

@@ -298,7 +298,7 @@ def test_a_writer_that_is_killed_leaves_both_or_neither(url: str, point: str, ma
     try:
         assert writer.stdin is not None
         writer.stdin.close()
-        assert writer.wait(60) == -signal.SIGKILL
+        assert writer.wait(120) == -signal.SIGKILL
     finally:
         _end(writer)
 

@@ -36,7 +36,8 @@ STORE_CARDS = {"kill redis": 2, "freeze redis": 1, "kill flush": 2, "freeze flus
 STORE_CARDS |= {"kill postgres": 1, "stop postgres": 1, "freeze postgres": 1}
 PATIENCE_SECONDS = 4.0  # at most so much longer than its pause does a blow wait for traffic
 LEDGER_BYTES_BETWEEN_BLOWS = 12_000  # about 30 requests that reached the upstream
-AWAITED_SECONDS_MAX = 90.0  # so long goes a run on in which something must happen first
+AWAITED_SECONDS_MAX = 240.0  # so long goes a run on in which something must happen first
+LINGER_SECONDS = 6.0  # and so long after it, for what follows from it: entries of a dead flusher are claimed in two
 QUIET_SECONDS_MAX = 90.0  # from the last blow until every call must have its row
 
 
@@ -68,7 +69,8 @@ class Chaos:
     """One run. `cards` says which blows fall, and how often in each deck; `failpoints` arms the flushers.
 
     `awaited` is a word on standard error without which the run would show nothing: until it stands there no store
-    is hit and the run does not end, however slow the machine is.
+    is hit and the run does not end, however slow the machine is. `follows` is one that is waited for when the traffic
+    is over and nothing is healed yet.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Chaos:
         root: Path = ROOT,
         failpoints: str = "",
         awaited: str = "",
+        follows: str = "",
         segment_bytes: int = 256 * 1024,
         quiet_seconds: float = QUIET_SECONDS_MAX,
         seconds_max: float = 1e9,
@@ -107,6 +110,8 @@ class Chaos:
         self.seconds_max = seconds_max
         self.failpoints = failpoints
         self.awaited = awaited.encode()
+        self.heard_at = -LINGER_SECONDS
+        self.follows = follows.encode()
         self.redis: RedisServer | None = None
         self.postgres: PostgresServer | None = None
         self.weir: Gateway
@@ -146,6 +151,7 @@ class Chaos:
                 clients = [self._client(number) for number in range(self.clients)]
                 try:
                     self._fight(clients)
+                    self._see_what_follows()
                 finally:
                     for client in clients:
                         client.kill()
@@ -155,7 +161,7 @@ class Chaos:
                 self.findings += [
                     f"a client ended with {client.returncode}" for client in clients if client.returncode not in (0, -9)
                 ]
-                upstream.wait_idle(60)
+                upstream.wait_idle(120)
                 rows = self._settle(upstream)
                 endings = Counter(str(row["termination"]) for row in rows)
                 endings["crash in mid-stream"] = sum(
@@ -163,7 +169,7 @@ class Chaos:
                 )
                 asked = sum(event["event"] == "request" for event in upstream.events())
                 try:
-                    self.weir.assert_at_rest(60)
+                    self.weir.assert_at_rest(120)
                 except AssertionError as error:
                     self.findings.append(f"not at rest: {error}")
         seconds = time.monotonic() - began
@@ -180,7 +186,8 @@ class Chaos:
             self._step()
             enough = self._over() >= self.requests and self._asked() >= self.requests * 0.5
             over = enough or time.monotonic() > until
-            if over and self._heard() and set(self.cards) <= set(self.blows):
+            told = self._heard() and time.monotonic() > self.heard_at + LINGER_SECONDS
+            if over and told and set(self.cards) <= set(self.blows):
                 break
             if time.monotonic() > max(until, at_last):
                 break
@@ -189,8 +196,15 @@ class Chaos:
     def _heard(self) -> bool:
         """Whether what was awaited has been said."""
         if self.awaited and self.awaited in self.weir.errors.read_bytes():
-            self.awaited = b""
+            self.awaited, self.heard_at = b"", time.monotonic()
         return not self.awaited
+
+    def _see_what_follows(self) -> None:
+        """Gives the parts time to find out what has been done to them."""
+        until = time.monotonic() + AWAITED_SECONDS_MAX
+        while self.follows not in self.weir.errors.read_bytes() and time.monotonic() < until:
+            self._restart_parts()
+            time.sleep(0.05)
 
     @staticmethod
     def _dismiss(clients: list[subprocess.Popen[bytes]]) -> None:
@@ -198,7 +212,7 @@ class Chaos:
         for client in clients:
             client.terminate()
         for client in clients:
-            client.wait(60)
+            client.wait(120)
 
     def _over(self) -> int:
         """How many requests are over, by the clients' own account."""
@@ -359,11 +373,11 @@ class Chaos:
         self.later.clear()
         for pid in self.weir.processes():
             self._thaw(pid)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not self.weir.ready():
             self._restart_parts()
             if time.monotonic() > deadline:
-                self.findings.append(f"not ready within 60 s of the last blow: {self.weir.stderr()}")
+                self.findings.append(f"not ready within 120 s of the last blow: {self.weir.stderr()}")
                 return
             time.sleep(0.1)
         self._restart_parts()

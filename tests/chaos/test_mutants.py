@@ -13,6 +13,7 @@ from tests.chaos.test_exactly_once import seed_of
 
 KILL_WORKERS = {"kill worker": 1}
 FAILPOINT = "failpoint flush."  # a flusher died, or stopped, where it should
+SENT_AGAIN = "the Redis stream lost records"  # as the keeper tells it, once it has seen the stream drained
 REDIS_FORGETS = {"kill redis": 1, "kill worker": 2}
 
 
@@ -24,12 +25,14 @@ def attack(
     cards: dict[str, int],
     point: str = "",
     awaited: str = "",
+    follows: str = "",
     requests: int = 300,
     concurrency: int = 24,
 ) -> Report:
     """A short run against a changed copy of the product; `cards` are the blows, `point` arms a failpoint.
 
-    It goes on until `awaited` has been said: what the mutant must have done for its fault to matter.
+    It goes on until `awaited` has been said: what the mutant must have done for its fault to matter; and when the
+    traffic is over, until `follows` has been.
     """
     report = Chaos(
         directory,
@@ -42,6 +45,7 @@ def attack(
         root=mutants.make(directory, changes),
         failpoints=point,
         awaited=awaited,
+        follows=follows,
         segment_bytes=64 * 1024,
         quiet_seconds=5,
         seconds_max=9,
@@ -72,7 +76,8 @@ def test_each_mutant_is_caught(
     tmp_path: Path,
 ) -> None:
     """Aim: a product with one promise broken does not pass, and it is that promise which is named."""
-    report = attack(tmp_path, changes, variant, cards=cards, point=point, awaited=awaited)
+    follows = SENT_AGAIN if says == "sent again" else ""
+    report = attack(tmp_path, changes, variant, cards=cards, point=point, awaited=awaited, follows=follows)
     assert any(finding.startswith(says) for finding in report.findings), report
 
 

@@ -66,12 +66,12 @@ def serving(directory: Path, database: str) -> Iterator[Admin]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(120)
         yield found[0]
     finally:
         if found:
             found[1].call_soon_threadsafe(over.set)
-        thread.join(60)
+        thread.join(120)
 
 
 def test_it_says_every_operation() -> None:

@@ -37,7 +37,7 @@ def ask(port: int, method: str, path: str, token: str | None = None, body: Any =
     request.add_header("content-type", "application/json")
     if token is not None:
         request.add_header("authorization", f"Bearer {token}")
-    with urllib.request.urlopen(request, None if body is None else json.dumps(body).encode(), timeout=30) as answer:
+    with urllib.request.urlopen(request, None if body is None else json.dumps(body).encode(), timeout=120) as answer:
         return json.load(answer)
 
 
@@ -60,7 +60,7 @@ def test_it_refuses_to_start(tmp_path: Path, sqlite_url: str, why: str) -> None:
             weir.write("tenants/globex.yaml", {"name": "globex", "plan": "no such"})
         process = control(weir)
         try:
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=120)
         finally:
             process.kill()
         assert process.returncode == 1
@@ -111,7 +111,7 @@ def test_over_tls(tmp_path: Path, sqlite_url: str) -> None:
         "-addext",
         "subjectAltName=IP:127.0.0.1",
     ]
-    subprocess.run(["openssl", *made], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    subprocess.run(["openssl", *made], cwd=tmp_path, check=True, capture_output=True, timeout=120)
     files = {"certificate": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
     port = free_port()
     weir = configured(tmp_path, sqlite_url, control={"port": port, "tls": files})
@@ -123,7 +123,7 @@ def test_over_tls(tmp_path: Path, sqlite_url: str) -> None:
             return True
         try:
             with urllib.request.urlopen(
-                f"https://127.0.0.1:{port}/admin/v1/openapi.json", timeout=30, context=trusting
+                f"https://127.0.0.1:{port}/admin/v1/openapi.json", timeout=120, context=trusting
             ) as answer:
                 return bool(json.load(answer)["openapi"] == "3.1.0")
         except ConnectionError:
@@ -138,7 +138,7 @@ def test_over_tls(tmp_path: Path, sqlite_url: str) -> None:
         assert process.poll() is None
         assert weir.get("/admin/v1/openapi.json", port)[0] == 0
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
         process.communicate()
@@ -162,7 +162,7 @@ def test_from_nothing_to_a_revoked_key(tmp_path: Path) -> None:
                     f"{weir.url}/models", headers={"authorization": f"Bearer {key['key']}"}
                 )
                 try:
-                    with urllib.request.urlopen(request, timeout=30) as answer:
+                    with urllib.request.urlopen(request, timeout=120) as answer:
                         return int(answer.status)
                 except urllib.error.HTTPError as error:
                     error.close()
@@ -173,7 +173,7 @@ def test_from_nothing_to_a_revoked_key(tmp_path: Path) -> None:
             assert status() == 401  # the very next request
             assert ask(port, "GET", "/audit/verify", session)["whole"]
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            assert process.wait(120) == 0
         finally:
             process.kill()
             process.communicate()

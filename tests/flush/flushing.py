@@ -60,7 +60,7 @@ async def ship(transport: RedisTransport, parts: Sequence[Batch], origin: str = 
         await transport.ship(origin, part.epoch, part.first, part.last, pack(part.records))
 
 
-async def complete(transport: RedisTransport, store: Store, parts: Sequence[Batch], seconds: float = 60) -> None:
+async def complete(transport: RedisTransport, store: Store, parts: Sequence[Batch], seconds: float = 120) -> None:
     """What a keeper does until the database has everything: when the stream is gone or drained, send what it lacks."""
     ends = {epoch: max(part.last for part in parts if part.epoch == epoch) for epoch in {part.epoch for part in parts}}
 
@@ -120,7 +120,7 @@ class FlushProcess:
 
     def wait(self) -> tuple[int, str]:
         """Exit code and standard error."""
-        _, errors = self._process.communicate(timeout=60)
+        _, errors = self._process.communicate(timeout=120)
         return self._process.returncode, errors.decode()
 
     def __enter__(self) -> FlushProcess:

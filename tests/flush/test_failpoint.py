@@ -23,7 +23,7 @@ CODE = (
 def test_a_process_dies_where_it_is_told_to(value: str, turns: int, code: int) -> None:
     """By name and count, in a real process."""
     environment = dict(os.environ, WEIR_FAILPOINTS=value)
-    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, timeout=120)
     assert (done.returncode, done.stdout.count(b"1")) == (code, turns)
     assert done.stderr.count(b"failpoint ") == (1 if code else 0), "it says by which place it died"
 

@@ -72,14 +72,14 @@ def build(directory: Path, header: str) -> Path:
             '-DJOURNAL_HEADER="_journal.h"', f"-I{directory}", str(DRIVER), "-o", str(binary),
         ],
         check=True,
-        timeout=60,
+        timeout=120,
     )  # fmt: skip
     return binary
 
 
 def run(binary: Path, *arguments: object) -> tuple[dict[str, int], dict[str, int]]:
     """(facts, faults) that the driver counted; a driver that dies of itself is one fault."""
-    done = subprocess.run([str(binary), *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([str(binary), *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
     counts = {name: int(value) for name, _, value in (line.partition("=") for line in done.stdout.splitlines())}
     faults = {name: count for name, count in counts.items() if name not in FACTS and count}
     if done.returncode:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from proxy.verbs import keys
 from tests.world.gateway import Gateway
 
-ANSWER_SECONDS_MAX = 60.0
+ANSWER_SECONDS_MAX = 120.0
 
 
 class Answer(NamedTuple):

@@ -47,7 +47,7 @@ class House:
         """What the upstream's ledger has of this request: its request events."""
         return [e for e in self.upstream.events() if e["event"] == "request" and e["id"] == request_id]
 
-    def raw(self, data: bytes, *, seconds: float = 60, half_close: bool = False) -> bytes:
+    def raw(self, data: bytes, *, seconds: float = 120, half_close: bool = False) -> bytes:
         """Sends bytes on a connection of their own and returns everything until the other side ends it.
 
         TimeoutError when it is left open and silent: a client that waits for its end would wait for ever.

@@ -134,7 +134,7 @@ def test_continue_only_for_a_good_key(house: House) -> None:
     body = json.dumps(chat()).encode()
     answer = house.raw(head.format("wk_live_nobody", len(body)).encode())
     assert answer.startswith(b"HTTP/1.1 401")
-    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=120) as connection:
         connection.sendall(head.format(house.weir.key, len(body)).encode())
         interim = connection.recv(65536)
         assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -226,7 +226,7 @@ def test_a_reader_that_pauses_gets_everything(house: House) -> None:
     body = chat(script, stream=True)
     with socket.socket() as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        reader.settimeout(60)
+        reader.settimeout(120)
         reader.connect(("127.0.0.1", house.weir.port))
         reader.sendall(request(body, house.weir.key, x_request_id="pauses", connection="close"))
         received = bytearray(reader.recv(1000))

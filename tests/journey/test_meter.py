@@ -48,10 +48,10 @@ def test_strict_holds_the_end_until_the_record_is_on_disk(tmp_path: Path, stream
             disk.asked.clear()
             try:
                 await client.send(chat({"tokens": 3, "delay_ms": 40}, stream=stream))
-                assert await asyncio.to_thread(disk.asked.wait, 60), "the journal was not synced"
+                assert await asyncio.to_thread(disk.asked.wait, 120), "the journal was not synced"
                 # The disk has been asked, so the record was written. What may go out goes, and then there is silence.
                 received = b""
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(120):
                     while stream and received.count(b'"content":"w') < 3:
                         received += await client.reader.read(65536)
                 while not client.reader.at_eof():
@@ -70,7 +70,7 @@ def test_strict_holds_the_end_until_the_record_is_on_disk(tmp_path: Path, stream
                 assert len(read_records(weir.epoch.path, 1, 10, 1 << 20).records) == 1
             finally:
                 disk.free.set()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 ending = b"\r\n0\r\n\r\n" if stream else whole.payload[-20:]
                 while not received.endswith(ending):
                     received += await client.reader.read(65536)

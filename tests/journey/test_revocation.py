@@ -34,7 +34,7 @@ from tests.journey.inside import Inside, inside
 from tests.world import ledger
 
 LONG = {"endless": True, "delay_ms": 5}  # a stream that only its cut ends
-_WAIT_SECONDS = 60
+_WAIT_SECONDS = 120
 
 
 class Table:

@@ -124,7 +124,7 @@ def test_a_client_that_hangs_up(house: House, when: str) -> None:
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nx-request-id: %b\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
     ) % (house.weir.key.encode(), request_id.encode(), len(body))
-    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=120) as connection:
         connection.sendall(head + body)
         received = b""
         if when == "mid_stream":
@@ -154,7 +154,7 @@ def test_a_client_that_closes_its_half_is_gone(house: House) -> None:
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nx-request-id: half-close\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
     ) % (house.weir.key.encode(), len(body))
-    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=120) as connection:
         connection.sendall(head + body)
         connection.recv(100)
         connection.shutdown(socket.SHUT_WR)
@@ -226,7 +226,7 @@ def test_concurrency_is_held_and_given_back(house: House) -> None:
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: weir\r\nauthorization: Bearer %b\r\nconnection: close\r\n"
         b"content-type: application/json\r\ncontent-length: %d\r\n\r\n"
     ) % (house.weir.key.encode(), len(body))
-    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", house.weir.port), timeout=120) as connection:
         connection.sendall(head + body)
         assert connection.recv(12).startswith(b"HTTP/1.1 200")
         status, _, refused, _ = house.post({**chat(), "model": "single"})

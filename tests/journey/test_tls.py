@@ -19,7 +19,7 @@ from tests.world.upstream import Upstream
 
 
 def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=60)
+    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ class Served(threading.Thread):
 
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.end.set)
-        self.join(60)
+        self.join(120)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def weir(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterat
     served = Served(certificates)
     served.start()
     try:
-        assert served.ready.wait(60)
+        assert served.ready.wait(120)
         names = {"known": "ca.pem", "wrong": "other.pem", "system": None}
         settings = {
             "listen": {
@@ -87,7 +87,7 @@ def weir(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Iterat
                 for name, bundle in names.items()
             },
             "models": {name: {"upstream": name, "unpriced": True} for name in names},
-            "drain_seconds": 60,
+            "drain_seconds": 600,
         }
         made = Https(tmp_path_factory.mktemp("https"), served.url, settings=settings)
         made.certificates = certificates

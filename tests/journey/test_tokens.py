@@ -224,7 +224,7 @@ def test_a_stream_whose_worker_is_killed_is_counted(counting: House) -> None:
     async def story() -> list[int]:
         begun = [asyncio.Semaphore(0) for _ in ids]
         calls = [asyncio.create_task(one(*each)) for each in zip(bodies, ids, begun, strict=True)]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             for each in begun:
                 await each.acquire()
         os.kill(victim, signal.SIGKILL)
@@ -346,11 +346,11 @@ def test_a_client_that_leaves_while_its_prompt_is_counted_leaves_nothing(
             monkeypatch.setattr(Exact, "prompt", slow)
             async with Client(weir) as client:  # type: ignore[arg-type]
                 await client.send(json.dumps(body).encode())
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(120):
                     while not begun.is_set():
                         await asyncio.sleep(0.01)
                 assert weir.front.requests == 1
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 while weir.front.requests:
                     await asyncio.sleep(0.01)
             assert weir.epoch.writer.open_slots == 0

@@ -24,7 +24,7 @@ from tests.world.gateway import free_port
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-SECONDS_MAX = 60.0
+SECONDS_MAX = 120.0
 
 
 def eventually(what: str, condition: Callable[[], Any], seconds: float = SECONDS_MAX) -> Any:

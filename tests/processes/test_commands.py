@@ -103,12 +103,12 @@ class Running:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0, self.text()
+        assert self.process.wait(120) == 0, self.text()
 
 
 def _paste(line: str) -> str:
     """What a shell does with the line."""
-    done = subprocess.run([*shlex.split(line), "-sS", "-m", "50"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*shlex.split(line), "-sS", "-m", "50"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -124,7 +124,7 @@ def test_run_prints_a_line_that_works(weir: Gateway) -> None:
     assert weir.get("/readyz")[0] == 200
 
     second = Running(weir)
-    assert second.process.wait(60) == 1
+    assert second.process.wait(120) == 1
     assert f"Another supervisor (process {first.process.pid})" in first.text()
     assert "[DONE]" in _paste(line)  # the refused one has not taken the first one's key away
 
@@ -258,7 +258,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         while not self.stop_event.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", self.weir.port, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", self.weir.port, timeout=120)
             try:
                 body = json.dumps({**QUESTION, "stream": self.stream, "max_tokens": 40 if self.stream else 3})
                 headers = {"Authorization": f"Bearer {self.weir.key}", "Content-Type": "application/json"}
@@ -298,7 +298,7 @@ def test_a_rolling_restart_of_a_real_weir(weir: Gateway) -> None:
         finally:
             stop.set()
             for client in clients:
-                client.join(60)
+                client.join(120)
         assert [bad for client in clients for bad in client.bad] == []
         assert all(client.good for client in clients)
         assert 0 < totals[0] < totals[1]
@@ -313,7 +313,7 @@ def test_a_stream_outlives_its_supervisor(weir: Gateway) -> None:
         old = set(weir.processes())
         body = json.dumps({**QUESTION, "stream": True})
         headers = {"Authorization": f"Bearer {weir.key}", "Content-Type": "application/json"}
-        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=120)
         try:
             connection.request("POST", "/v1/chat/completions", body, headers)
             answer = connection.getresponse()
@@ -335,7 +335,7 @@ def test_a_second_sigterm_ends_a_stream(tmp_path: Path) -> None:
         endless = {"role": "user", "content": '@{"endless": true, "delay_ms": 20} go on'}
         body = json.dumps({"model": "small", "messages": [endless], "stream": True})
         headers = {"Authorization": f"Bearer {weir.key}", "Content-Type": "application/json"}
-        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", weir.port, timeout=120)
         try:
             connection.request("POST", "/v1/chat/completions", body, headers)
             answer = connection.getresponse()
@@ -346,7 +346,7 @@ def test_a_second_sigterm_ends_a_stream(tmp_path: Path) -> None:
             supervisor.send_signal(signal.SIGTERM)
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 answer.read()
-            assert supervisor.wait(60) == 0
+            assert supervisor.wait(120) == 0
         finally:
             connection.close()
         assert len(weir.rows()) == 1

@@ -131,7 +131,7 @@ class House:
         }
 
     def get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -217,7 +217,7 @@ def test_a_drained_worker_needs_no_recovery(house: House) -> None:
     house.keeper()
     worker, epoch = house.worker(50, 3)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
+    assert worker.wait(120) == 0
     _settled(house, _expected(epoch, 50, 0))
     assert house.metric("weir_recoveries_total") == 0
 
@@ -230,7 +230,7 @@ def test_the_keeper_dies_between_any_two_steps(house: House) -> None:
         expected |= _expected(epoch, 120, 4)
         worker.kill()
         worker.wait()
-        assert house.keeper(f"{point}=kill").wait(60) == -signal.SIGKILL, point
+        assert house.keeper(f"{point}=kill").wait(120) == -signal.SIGKILL, point
     house.keeper()
     _settled(house, expected)
 
@@ -254,7 +254,7 @@ def test_keepers_killed_while_they_start(house: House) -> None:
 def test_one_keeper_a_data_directory(house: House) -> None:
     """A second keeper is refused with a sentence that names the first."""
     first = house.keeper()
-    assert house.start("keeper").wait(60) == 1
+    assert house.start("keeper").wait(120) == 1
     assert f"Another keeper (process {first.pid}) works on {house.data}" in house.log.read_text()
     assert first.poll() is None
 
@@ -267,12 +267,12 @@ def test_a_frozen_keeper_gives_way_to_a_supervised_one(house: House) -> None:
     try:
         house.arena.set_word(board.KEEPER_HEARTBEAT_NS, clock.now_ns() - 60 * 1_000_000_000)
         second = house.start("keeper", "--lifeline-fd", str(lifeline), fds=(lifeline,))
-        assert first.wait(60) == -signal.SIGKILL
+        assert first.wait(120) == -signal.SIGKILL
         eventually("the second keeps", lambda: house.arena.word(board.KEEPER_PID) == second.pid)
     finally:
         os.close(lifeline)
         os.close(end)
-    assert second.wait(60) == 0  # the lifeline is closed
+    assert second.wait(120) == 0  # the lifeline is closed
 
 
 def test_the_last_ship(house: House) -> None:
@@ -284,7 +284,7 @@ def test_the_last_ship(house: House) -> None:
     worker.wait()
     keeper.send_signal(signal.SIGTERM)
     keeper.send_signal(signal.SIGCONT)
-    assert keeper.wait(60) == 0
+    assert keeper.wait(120) == 0
     _settled(house, _expected(epoch, 300, 2))
 
 
@@ -321,21 +321,21 @@ def test_a_keeper_starts_over_a_broken_configuration(house: House) -> None:
     second.kill()
     second.wait()
     (house.data / "policy.snapshot").unlink()
-    assert house.start("keeper").wait(60) == 1
+    assert house.start("keeper").wait(120) == 1
     assert "run `weir check`" in house.log.read_text()
 
 
 def test_weir_reload(house: House) -> None:
     """The command returns 0 once the serving worker reports the generation, 1 with every problem of a bad file."""
-    assert house.start("reload").wait(60) == 1
+    assert house.start("reload").wait(120) == 1
     assert "no keeper runs" in house.log.read_text()
     house.keeper()
     worker, _ = house.worker(1, 0)
-    assert house.start("reload").wait(60) == 0
+    assert house.start("reload").wait(120) == 0
     generation = house.arena.word(board.POLICY_GENERATION)
     assert [row.policy_generation for row in Board(house.arena).rows()] == [generation]
     (house.config / "plans.yaml").write_text("plans: {team: {limits: {concurrency: none}}}\n")
-    assert house.start("reload").wait(60) == 1
+    assert house.start("reload").wait(120) == 1
     assert "plans.yaml:1" in house.log.read_text()
     assert house.arena.word(board.POLICY_GENERATION) == generation
     worker.kill()
@@ -445,7 +445,7 @@ def test_the_audit_log_is_anchored(house: House) -> None:
     for row in rows[1:]:
         asyncio.run(change(row))
     keeper.send_signal(signal.SIGTERM)
-    assert keeper.wait(60) == 0
+    assert keeper.wait(120) == 0
     assert anchored()[0] == 1
     assert anchored()[-1] == 3
     assert house.sql("SELECT count(*) FROM audit") == [(3,)]
@@ -460,7 +460,7 @@ def test_through_redis_to_rows(house: House, redis_server: RedisServer) -> None:
     house.start("flush")
     worker, epoch = house.worker(900, 5)
     for point in ("keeper.before_ship", "keeper.after_ship"):
-        assert house.keeper(f"{point}=kill").wait(60) == -signal.SIGKILL
+        assert house.keeper(f"{point}=kill").wait(120) == -signal.SIGKILL
     house.keeper()
     worker.kill()
     _settled(house, _expected(epoch, 900, 5))
@@ -534,7 +534,7 @@ def test_an_ending_that_hangs_ends_all_the_same() -> None:
     """Some clean-up cannot be cancelled: the process then goes without it, and with it the lock."""
     code = "import time\nfrom proxy.keeper import _end_at_last\n_end_at_last(0.1)\ntime.sleep(600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 1
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=120).returncode == 1
 
 
 async def _twice_cancelled() -> None:

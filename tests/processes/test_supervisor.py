@@ -20,7 +20,7 @@ from tests.processes.conftest import Site, alive, descendants, eventually
 
 
 def _wait(site: Site, number: int = -1) -> int:
-    return site.started[number].wait(60)
+    return site.started[number].wait(120)
 
 
 def _kill_all_seen_are_gone(site: Site) -> None:
@@ -107,7 +107,7 @@ def test_gives_up_when_nothing_ever_starts(site: Site) -> None:
     """A worker that dies at every start from the beginning is a fault of the configuration: exit code 1, and why."""
     (site.claims / "behaviour").write_text("die")
     process = site.start(workers=1)
-    assert process.wait(60) == 1
+    assert process.wait(120) == 1
     assert "ended with exit code 3 5 times in a row" in site.log.read_text()
 
 
@@ -130,7 +130,7 @@ def _under_load(site: Site, work: Callable[[], None], answers: list[int]) -> lis
     finally:
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(120)
     return failures
 
 
@@ -184,7 +184,7 @@ def test_drain_lets_open_connections_finish(site: Site) -> None:
         assert int(held.recv(64)) in site.seen
     finally:
         held.close()
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
 
 
 def _refused(port: int) -> bool:
@@ -193,25 +193,25 @@ def _refused(port: int) -> bool:
 
 
 def test_a_second_sigterm_hurries(site: Site) -> None:
-    """With a connection that would hold the drain for a minute, a second SIGTERM ends everything now."""
+    """With a connection that would hold the drain for minutes, a second SIGTERM ends everything now."""
     (site.claims / "behaviour").write_text("slow")
-    process = site.start(drain_seconds=60)
+    process = site.start(drain_seconds=600)
     site.serving()
     held = site.ask(hold=True)
     try:
         process.send_signal(signal.SIGTERM)
         eventually("the listener is closed", lambda: _refused(site.port))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
         assert held.recv(64) == b""
     finally:
         held.close()
 
 
 def test_a_hurry_reaches_a_worker_that_had_no_time_for_the_first_signal(site: Site) -> None:
-    """Two SIGTERMs that wait together arrive as one: the worker is told again, and does not drain for a minute."""
+    """Two SIGTERMs that wait together arrive as one: the worker is told again, and does not drain for minutes."""
     (site.claims / "behaviour").write_text("slow")
-    process = site.start(workers=1, drain_seconds=200, grace_seconds=200, heartbeat_seconds_max=300)
+    process = site.start(workers=1, drain_seconds=600, grace_seconds=600, heartbeat_seconds_max=600)
     (row,) = site.serving(1)
     files = Path(f"/proc/{row.pid}/fd")
     before = len(list(files.iterdir()))
@@ -224,7 +224,7 @@ def test_a_hurry_reaches_a_worker_that_had_no_time_for_the_first_signal(site: Si
         process.send_signal(signal.SIGTERM)
         eventually("it hurries", lambda: site.facts("hurrying"))
         os.kill(row.pid, signal.SIGCONT)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
         assert held.recv(64) == b""
     finally:
         held.close()
@@ -238,7 +238,7 @@ def test_a_drain_has_an_end(site: Site) -> None:
     held = site.ask(hold=True)
     try:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
         assert not alive(row.pid)
         assert site.facts("worker 0 did not end in time and is killed")
     finally:
@@ -261,7 +261,7 @@ def test_one_supervisor_a_data_directory(site: Site) -> None:
     """A second supervisor is refused with a sentence that names the first, and the first goes on."""
     first = site.start()
     site.serving()
-    assert site.start().wait(60) == 1
+    assert site.start().wait(120) == 1
     assert f"Another supervisor (process {first.pid}) runs on {site.data_dir}" in site.log.read_text()
     assert locks.holder(site.data_dir / "supervisor.lock") == first.pid
     assert site.ask()
@@ -319,7 +319,7 @@ def test_after_an_orderly_end_a_taken_port_is_a_strangers(site: Site) -> None:
     assert _wait(site) == 0
     (stranger,) = bind("127.0.0.1", site.port, 1)
     try:
-        assert site.start(workers=1).wait(60) == 1
+        assert site.start(workers=1).wait(120) == 1
         assert "is in use by another process" in site.log.read_text()
     finally:
         stranger.close()

@@ -119,7 +119,7 @@ def test_finishing_beside_the_loop() -> None:
             Frames(made).feed(frame(delta={"content": one}))
             assert counted(made) == oracle.count(O200K, one), seed
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert [made.tokens for made in waiting] == [oracle.count(O200K, whole) for whole in texts], seed
     assert not any(made.estimated for made in waiting)
 

@@ -34,7 +34,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(bounded())
 
 
-async def eventually(attempt: Callable[[], Awaitable[object]], what: str, seconds: float = 60) -> None:
+async def eventually(attempt: Callable[[], Awaitable[object]], what: str, seconds: float = 120) -> None:
     """Waits until `attempt` neither raises "away" nor returns False. Raises TimeoutError naming `what`."""
     deadline = time.monotonic() + seconds
     while True:

@@ -157,7 +157,7 @@ def test_lines_of_several_writers_never_mix(pipe: tuple[int, int]) -> None:
             one.close()
     finally:
         os.write(writer, b"\0")
-        thread.join(30)
+        thread.join(120)
     assert not thread.is_alive()
     decoded = [msgspec.json.decode(line) for line in bytes(out).rstrip(b"\0").splitlines()]
     assert len(decoded) == 2 * 300 * 20

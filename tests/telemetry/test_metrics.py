@@ -232,7 +232,7 @@ def test_many_processes_register_at_once(path: Path, opened: list[Counters]) -> 
         for process in processes:
             process.start()
         for process in processes:
-            process.join(60)
+            process.join(120)
             assert process.exitcode == 0
     finally:
         for process in processes:

@@ -67,12 +67,12 @@ def test_other_threads_run_meanwhile(path: str) -> None:
 
     thread = threading.Thread(target=count)
     thread.start()
-    begun.wait(10)
+    begun.wait(120)
     interval = sys.getswitchinterval()
     while not done:
         turns += 1
         os.sched_yield()
-    thread.join(60)
+    thread.join(120)
     # With the GIL held to the end this thread would have had a turn or two.
     assert turns > 100, (turns, interval)
 

@@ -142,7 +142,7 @@ def test_what_waits_is_finished_in_a_thread(ending: str) -> None:
         assert relay.text_estimated
         thread = threading.Thread(target=relay.finish_count)
         thread.start()
-        thread.join(60)
+        thread.join(120)
         assert (relay.text_tokens, relay.text_estimated) == (oracle.count(O200K, text), False)
         assert relay.backlog == 0
         assert slot.counters() == before  # the call may be closed by then: whoever finishes it says what it found

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 60  # generous: a loaded machine starts Python slowly
-STOP_SECONDS = 60
+START_SECONDS = 120  # generous: a loaded machine starts Python slowly
+STOP_SECONDS = 120
 PORTS = 12_000  # so many are handed out before the first comes again; fewer where there is no room for them
-ANSWER_SECONDS_MAX = 30  # for a page of the host's own: a part that is frozen says nothing at all
+ANSWER_SECONDS_MAX = 60  # for a page of the host's own: a part that is frozen says nothing at all
 
 
 def free_port() -> int:
@@ -238,7 +238,7 @@ class Gateway:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for part in self.parts.values():
-            part.wait(60)
+            part.wait(120)
         self.parts.clear()
 
     def migrate(self) -> None:

@@ -38,7 +38,7 @@ class UpstreamProcess:
         assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(60)
+        self.process.wait(120)
 
     @property
     def url(self) -> str:
@@ -49,7 +49,7 @@ class UpstreamProcess:
         """The ledger so far."""
         return read_ledger(self.ledger)
 
-    def wait_idle(self, seconds: float = 60) -> None:
+    def wait_idle(self, seconds: float = 120) -> None:
         """Waits until every request of the ledger has its end."""
         deadline = time.monotonic() + seconds
         while True:

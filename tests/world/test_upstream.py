@@ -45,7 +45,7 @@ def run(script: dict[str, Any] | None, *, read: int = -1, **body: Any) -> tuple[
     async def go() -> tuple[bytes, dict[str, Any]]:
         async with Upstream() as upstream:
             answer = await call(upstream.port, script, read=read, **body)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 while not upstream.ends():
                     await asyncio.sleep(0.005)
             assert upstream.requests[0].header("X-REQUEST-ID") == "r-1"
