@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
+from itertools import count
 from typing import ParamSpec, TypeVar
 
 from proxy import board, bounds
@@ -34,6 +35,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 UPSTREAM_BYTES_KEPT = 32
 SERVED_BYTES_KEPT = 56
+
+
+def request_ids() -> Iterator[str]:
+    """Ids without end, 28 characters each: unique, and telling nothing of whom they are for."""
+    begin = f"req_{secrets.token_hex(8)}"
+    tails = [f"{number:03x}" for number in range(4096)]  # to join texts is quicker than to write numbers
+    for block in count():
+        stem = f"{begin}{block:05x}"
+        for tail in tails:
+            yield stem + tail
 
 
 class House:
@@ -70,8 +81,8 @@ class House:
         # A long text is counted beside the loop. Who only asks for a count has a thread apart, and slows no call.
         self._counting = ThreadPoolExecutor(bounds.COUNTING_THREADS, "weir-count")
         self._asked = ThreadPoolExecutor(1, "weir-asked")
-        self._request_prefix = f"req_{secrets.token_hex(8)}"
-        self._requests = 0
+        #: a request id for a client that sent none
+        self.next_request_id: Callable[[], str] = request_ids().__next__
         self._counted: dict[str, int] = {}  # connections made, as far as the counters know
         self.policy = policy
         self.adopt(policy)
@@ -136,11 +147,6 @@ class House:
     def pools(self) -> list[Pool]:
         """Every pool in use now."""
         return [pool for _, pool in self._pools.values()]
-
-    def next_request_id(self) -> str:
-        """A request id for a client that sent none: unique, and telling nothing."""
-        self._requests += 1
-        return f"{self._request_prefix}{self._requests:08x}"
 
     def readiness(self) -> tuple[int, str]:
         """Status and word for /readyz on the worker's own port, from the board that all processes share."""

@@ -43,7 +43,9 @@ def cost(opened: Opened, prompt: int, cached: int, completion: int) -> int:
     if not opened.price_version:
         return 0
     fresh = prompt - cached if prompt > cached else 0
-    parts = fresh * opened.price_prompt + cached * opened.price_cached + completion * opened.price_completion
+    parts = fresh * opened.price_prompt + completion * opened.price_completion
+    if cached:
+        parts += cached * opened.price_cached
     nanos = (parts + _PRICE_UNIT // 2) // _PRICE_UNIT
     return nanos if nanos < _INTEGER_MAX else _INTEGER_MAX
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+from itertools import islice
 from typing import Any
 
 import pytest
 
+from proxy.house import request_ids
 from tests.journey.conftest import House, chat, parse, read_all
 from tests.world.gateway import wait_for
 
@@ -230,3 +233,10 @@ def test_nothing_of_the_upstream_leaks_to_the_client(house: House) -> None:
     assert headers["x-request-id"] == request_id
     assert not {"openai-organization", "set-cookie", "server"} & set(headers)
     assert headers.get("x-ratelimit-limit-requests") != "1"
+
+
+def test_ids_that_weir_makes_are_no_two_alike() -> None:
+    """Two workers' first ten thousand: each as long as the others, and none twice."""
+    made = [identifier for ids in (request_ids(), request_ids()) for identifier in islice(ids, 10_000)]
+    assert len(set(made)) == len(made)
+    assert all(re.fullmatch("req_[0-9a-f]{24}", identifier) for identifier in made)
