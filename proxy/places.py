@@ -15,8 +15,16 @@ from proxy.policy.process import Tls
 BACKLOG = 4096  # connections waiting for a worker that is being replaced; the kernel caps it by net.core.somaxconn
 
 
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
 class CannotListen(Exception):
     """The address cannot be had; the message says which and why."""
+
+
+def called(host: str) -> str:
+    """The address at which a listener on `host` is called from this machine: "anywhere" is none to call."""
+    return _ANYWHERE.get(host, host)
 
 
 def bind(host: str, port: int, places: int, *, shared: bool = False) -> list[socket.socket]:

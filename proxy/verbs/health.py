@@ -7,11 +7,11 @@ import http.client
 import sys
 
 from proxy import settings
+from proxy.places import called
 from proxy.policy.load import PolicyErrors
 from proxy.verbs import config_argument
 
 SECONDS_MAX = 3.0  # the answer comes from memory; a keeper that takes longer is not well
-ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # an address to listen on is not always one to call
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     except PolicyErrors as error:
         print(f"weir health: {error}", file=sys.stderr)
         return 1
-    connection = http.client.HTTPConnection(ANYWHERE.get(metrics.host, metrics.host), metrics.port, timeout=SECONDS_MAX)
+    connection = http.client.HTTPConnection(called(metrics.host), metrics.port, timeout=SECONDS_MAX)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

@@ -13,7 +13,7 @@ from proxy import settings
 from proxy.call import Principal
 from proxy.identity import pepper
 from proxy.parts import refuse_second
-from proxy.places import CannotListen, bind
+from proxy.places import CannotListen, bind, called
 from proxy.policy.effective import effective, visible_models
 from proxy.policy.secrets import SecretMissing
 from proxy.policy.snapshot import Policy
@@ -28,7 +28,6 @@ from proxy.verbs.proxy import judged, log_of, part, plan
 _DEMO_PORT = 8081
 _DEMO_URL = f"http://127.0.0.1:{_DEMO_PORT}/v1"
 _DEMO = "demo"  # the example configuration's name of the tenant and of the model to try the way with
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # an address to listen on is not always one to call
 _CHAT = "chat.completions"
 _QUESTION = "Say hello."
 
@@ -122,7 +121,9 @@ def model_of(policy: Policy, tenant: str, *, demo: bool) -> str | None:
 
 
 def _called(host: str) -> str:
-    return _ANYWHERE.get(host, host)
+    """As a URL has it."""
+    address = called(host)
+    return f"[{address}]" if ":" in address else address
 
 
 def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secret: str, port: int, admin: int) -> str:
@@ -135,7 +136,7 @@ def welcome(process: Settings, policy: Policy, helpers: tuple[Helper, ...], secr
     lines = [
         f"\nWeir serves {base}",
         f"  upstream  {upstreams}{' (the built-in demo: set WEIR_UPSTREAM_URL for a real one)' if demo else ''}",
-        f"  metrics   http://{metrics.host}:{metrics.port}/metrics" if metrics.port else "",
+        f"  metrics   http://{_called(metrics.host)}:{metrics.port}/metrics" if metrics.port else "",
         f"  admin     {'https' if process.control.tls else 'http'}://{_called(process.control.host)}:{admin}/admin/v1",
         f"  database  {masked(process.database)}",
     ]

@@ -15,11 +15,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from proxy import locks
 from proxy.cli import PARTS, VERBS
 from proxy.policy.compile import compile_policy
+from proxy.policy.process import Metrics
 from proxy.settings import load
 from proxy.supervisor import Helper
 from proxy.verbs.run import model_of, tenant_of, welcome
@@ -362,6 +364,12 @@ def test_what_run_shows(weir: Gateway) -> None:
     text = welcome(settings, policy, (), "wk_run_x", 1234, 5678)
     assert f"http://127.0.0.1:{weir.metrics_port}/metrics" in text
     assert "http://127.0.0.1:5678/admin/v1" in text
+    everywhere = msgspec.structs.replace(
+        settings, listen=msgspec.structs.replace(settings.listen, host="::"), metrics=Metrics("0.0.0.0", 9091)
+    )
+    shown = welcome(everywhere, policy, (), "wk_run_x", 1234, 5678)
+    assert "Weir serves http://[::1]:1234/v1" in shown
+    assert "http://127.0.0.1:9091/metrics" in shown
     assert "curl -N http://127.0.0.1:1234/v1/chat/completions -H 'Authorization: Bearer wk_run_x'" in text
     weir.write(
         "weir.yaml",
