@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
-import signal
 import socket
 import sys
 
@@ -26,7 +24,7 @@ from proxy.policy.secrets import SecretMissing
 from proxy.settings import Settings
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable
 from proxy.telemetry.log import Log
-from proxy.verbs import config_argument, supervised_arguments
+from proxy.verbs import config_argument, end_of, supervised_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,13 +73,7 @@ async def _control(args: argparse.Namespace, process: Settings) -> None:
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL + 1)
     tls = context_of(process.control.tls)
     store = Store.open(process.database)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if args.lifeline_fd is not None:
-        os.set_blocking(args.lifeline_fd, False)
-        loop.add_reader(args.lifeline_fd, _lifeline, args.lifeline_fd, loop, stop)
+    stop = end_of(args.lifeline_fd)
     try:
         try:
             await store.check_schema()
@@ -102,10 +94,3 @@ async def _control(args: argparse.Namespace, process: Settings) -> None:
             await office.sign_ins.close()
     finally:
         await store.close()
-
-
-def _lifeline(descriptor: int, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """The supervisor holds the other end. It closes when the supervisor ends, however it ends."""
-    if not os.read(descriptor, 4096):
-        loop.remove_reader(descriptor)
-        stop.set()

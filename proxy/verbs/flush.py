@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
 import sys
 
 from proxy import bounds, settings
@@ -14,7 +12,7 @@ from proxy.policy.load import PolicyErrors
 from proxy.store.redis import RedisTransport
 from proxy.store.store import SchemaMismatch, Store, StoreUnavailable, migrate
 from proxy.telemetry.log import Log
-from proxy.verbs import config_argument, supervised_arguments
+from proxy.verbs import config_argument, end_of, supervised_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,13 +58,7 @@ async def _flush(args: argparse.Namespace, database: str, redis: str) -> int:
     log = Log("flusher")
     store = Store.open(database)
     transport = RedisTransport(redis)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    if args.lifeline_fd is not None:
-        os.set_blocking(args.lifeline_fd, False)
-        loop.add_reader(args.lifeline_fd, _lifeline, args.lifeline_fd, loop, stop)
+    stop = end_of(args.lifeline_fd)
     try:
         if not await _schema_fits(store, database if args.migrate else None, log, stop):
             return 0
@@ -102,10 +94,3 @@ async def _schema_fits(store: Store, migrated: str | None, log: Log, stop: async
         except TimeoutError:
             continue
     return False
-
-
-def _lifeline(descriptor: int, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """The supervisor holds the other end. It closes when the supervisor ends, however it ends."""
-    if not os.read(descriptor, 4096):
-        loop.remove_reader(descriptor)
-        stop.set()
