@@ -161,7 +161,10 @@ class AuditAsked(InTenant, frozen=True, kw_only=True):
 
 
 class AuditRow(Struct, frozen=True, kw_only=True):
-    """One row of the log. `before` and `after` are JSON texts, whose hash is in the chain to the letter."""
+    """One row of the log. `before` and `after` are JSON texts, whose hash is in the chain to the letter.
+
+    Below the platform an `actor_tenant` that is not the reader's own is `~elsewhere`.
+    """
 
     seq: int
     at_us: int

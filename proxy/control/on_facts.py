@@ -16,6 +16,7 @@ from proxy.clock import wall_us
 from proxy.control import facts
 from proxy.control.office import Answer, Ask, Handler, Office, page, where
 from proxy.control.problems import invalid, not_found
+from proxy.control.table import ELSEWHERE
 from proxy.identity.keys import principal_of
 from proxy.identity.roles import Actor, allowed, may
 from proxy.policy.effective import Effective, effective, visible_models
@@ -164,8 +165,12 @@ async def list_usage_rows(office: Office, ask: Ask) -> Answer:
 # === audit ===
 
 
-def _row(entry: Entry) -> facts.AuditRow:
-    return msgspec.json.decode(to_line(entry), type=facts.AuditRow)
+def _row(entry: Entry, reader: Actor) -> facts.AuditRow:
+    row = msgspec.json.decode(to_line(entry), type=facts.AuditRow)
+    if reader.tenant is not None and row.actor_tenant not in (None, reader.tenant):
+        # Somebody of two tenants came over from the other: which one that is, and what they are there, is its own.
+        row = msgspec.structs.replace(row, actor_tenant=ELSEWHERE, actor_role="")
+    return row
 
 
 async def list_audit(office: Office, ask: Ask) -> Answer:
@@ -180,7 +185,7 @@ async def list_audit(office: Office, ask: Ask) -> Answer:
         )
 
     found, following = await page(office, ask, (tenant, asked.actor, asked.action), rows, lambda one: (one.seq,))
-    return Answer(facts.AuditPage([_row(entry) for entry in found], following))
+    return Answer(facts.AuditPage([_row(entry, ask.actor) for entry in found], following))
 
 
 async def export_audit(office: Office, ask: Ask) -> Answer:

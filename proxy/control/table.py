@@ -12,6 +12,7 @@ from proxy.identity.roles import Action
 
 PREFIX = "/admin/v1"
 PLATFORM = "~platform"  # in a path, where a tenant's name would stand; no tenant can be called so
+ELSEWHERE = "~elsewhere"  # in an audit row: another tenant than the reader's
 _SEGMENT = re.compile(r"[A-Za-z0-9_.~-]{1,64}")
 
 

@@ -227,3 +227,27 @@ def test_who_goes_takes_their_keys_along(url: str, tmp_path: Path) -> None:
             assert targets == {own, there.key_id}
 
     asyncio.run(work())
+
+
+def test_whoever_comes_over_does_not_tell_from_where(url: str, tmp_path: Path) -> None:
+    """Of a person of two tenants the one's admin sees what they did there, and neither the other's name nor role."""
+
+    async def work() -> None:
+        async with admin(tmp_path, url) as api:
+            user, token = await api.person("tenant_admin", "globex")
+            _, watcher = await api.person("tenant_admin", "acme")
+            _, secret = await api.invite("acme", "tenant_member")
+            body = {"token": secret, "name": "ignored"}
+            assert (await api.call("POST", "/invites/redeem", token, body)).status == 201
+            assert (await api.call("POST", "/sessions/switch", token, {"tenant": "acme"})).status == 201
+            shown = await api.call("GET", "/audit?limit=200", watcher)
+            rows = [row for row in shown.said["items"] if row["actor_id"] == user.user_id]
+            assert {row["action"] for row in rows} == {"roles.grant", "invites.redeem", "sessions.create"}
+            assert {(row["actor_tenant"], row["actor_role"]) for row in rows} == {("~elsewhere", "")}
+            for path in ("/audit?limit=200", "/users", "/memberships", "/sessions", "/invites", "/keys", "/tenants"):
+                reply = await api.call("GET", path, watcher)
+                assert (reply.status, b"globex" in reply.body) == (200, False), path
+            whole = await api.call("GET", "/audit?limit=200", api.root)
+            assert "globex" in {row["actor_tenant"] for row in whole.said["items"]}
+
+    asyncio.run(work())
