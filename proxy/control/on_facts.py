@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -209,15 +211,13 @@ async def export_audit(office: Office, ask: Ask) -> Answer:
 async def verify_audit(office: Office, ask: Ask) -> Answer:
     """Walks the chain and compares it with this host's anchors."""
     may(ask.actor, "audit.read", None)
-    data_dir = office.settings.data_dir
-    # The anchors first: what is anchored after this look may be newer than the rows that are read.
-    own = files.public_key(data_dir)
-    publics = {} if own is None else {anchor.key_id(own): own}
-    anchors, wrong = anchor.read(files.read_lines(data_dir / files.ANCHORS), publics)
-    walk, head = Walk(anchors), Head()
-    for sentence in wrong:
-        walk.find("anchor", 0, sentence)
     async with office.whole_log() as store:
+        # The anchors first: what is anchored after this look may be newer than the rows that are read. In a thread:
+        # years of them take seconds to verify, and others ask meanwhile.
+        anchors, wrong = await asyncio.to_thread(_anchors, office.settings.data_dir)
+        walk, head = Walk(anchors), Head()
+        for sentence in wrong:
+            walk.find("anchor", 0, sentence)
         async for one in store.audit_all():
             if isinstance(one, Head):
                 head = one
@@ -234,6 +234,12 @@ async def verify_audit(office: Office, ask: Ask) -> Answer:
             findings=[facts.AuditFinding(kind=one.kind, seq=one.seq, sentence=one.sentence) for one in findings],
         )
     )
+
+
+def _anchors(data_dir: Path) -> tuple[list[anchor.Anchor], list[str]]:
+    own = files.public_key(data_dir)
+    publics = {} if own is None else {anchor.key_id(own): own}
+    return anchor.read(files.read_lines(data_dir / files.ANCHORS), publics)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from proxy import bounds
+from proxy.audit import files
 from proxy.control.table import OPERATIONS, Operation
 from tests.control.admin import Admin, admin
 from tests.control.test_operations import request_for
@@ -252,6 +254,24 @@ def test_a_tenant_that_changes_without_end_waits(
                 assert (await api.call("POST", "/keys", api.root, {"tenant": "acme"})).status == 201
 
     asyncio.run(work())
+
+
+def test_anchors_are_read_beside_the_loop(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Years of anchors take seconds to verify: in a thread, so that others are answered meanwhile."""
+    threads = []
+
+    def read_lines(_: Path) -> tuple[bytes, ...]:
+        threads.append(threading.current_thread())
+        return ()
+
+    monkeypatch.setattr(files, "read_lines", read_lines)
+
+    async def work() -> None:
+        async with admin(tmp_path, sqlite_url) as api:
+            assert (await api.call("GET", "/audit/verify", api.root)).said["whole"]
+
+    asyncio.run(work())
+    assert [thread is threading.main_thread() for thread in threads] == [False]
 
 
 def test_who_says_nothing_is_left(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
