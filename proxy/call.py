@@ -28,6 +28,8 @@ Kind = Literal["requests_per_minute", "tokens_per_minute", "concurrency"]  # of 
 
 CLIENT_GONE_STATUS = 499  # nginx's word for a client that left before its answer
 
+# Each call makes one of each noun with `gc=False`: nothing in them can lead back to them, so none is the collector's.
+
 
 class Principal(Struct, frozen=True):
     """Who is calling, as `identify` found it. `tags` come from the key."""
@@ -45,7 +47,7 @@ class Principal(Struct, frozen=True):
     networks: tuple[str, ...] | None = None  # CIDR blocks; None: from anywhere
 
 
-class Opened(Struct, array_like=True, frozen=True):
+class Opened(Struct, array_like=True, frozen=True, gc=False):
     """What `admit` writes into the slot, before anything is sent: enough to write the row if this process dies.
 
     Prices are integer nano-dollars per million tokens, taken from the snapshot of this request; `price_version` is ""
@@ -77,7 +79,7 @@ class Sent(Struct, array_like=True, frozen=True):
     model: str  # the upstream's own name of it
 
 
-class Progress(Struct, frozen=True):
+class Progress(Struct, frozen=True, gc=False):
     """What the slot's double buffer says: raised before each write to the client."""
 
     frames: int = 0
@@ -95,7 +97,7 @@ class Progress(Struct, frozen=True):
     text_estimated: int = 0  # 1 when some of them are not counted but estimated from bytes
 
 
-class Outcome(Struct):
+class Outcome(Struct, gc=False):
     """How the answer ended. `stream` returns one and raises nothing for what the network did."""
 
     termination: Termination
@@ -106,7 +108,7 @@ class Outcome(Struct):
     attempts: int = 0
 
 
-class UsageEvent(Struct, array_like=True, frozen=True):
+class UsageEvent(Struct, array_like=True, frozen=True, gc=False):
     """The finished record of a call: one row. `(epoch, call)` is its identity; the epoch is the segment's.
 
     Times: `started_us` wall clock, others durations in microseconds; `first_us` is 0 when no body byte arrived.

@@ -36,7 +36,7 @@ _MILLISECONDS = tuple(f"{number:03d}Z" for number in range(1000))
 _encoder = msgspec.json.Encoder()
 
 
-class RequestLine(Struct, omit_defaults=True):
+class RequestLine(Struct, omit_defaults=True, gc=False):
     """The line of one request. Durations in microseconds; absent fields are empty, 0 or false."""
 
     time: str

@@ -30,7 +30,7 @@ class Ratio:
         """Takes one sample in. One that is tiny, or that no text could give, is left out: the tokens were not its."""
         if tokens < SAMPLE_TOKENS_MIN or not tokens * BYTES_PER_TOKEN_MIN <= text_bytes <= tokens * BYTES_PER_TOKEN_MAX:
             return
-        weight = min(1.0, SAMPLE_TOKENS_MAX / tokens)
+        weight = 1.0 if tokens <= SAMPLE_TOKENS_MAX else SAMPLE_TOKENS_MAX / tokens
         self._bytes += text_bytes * weight
         self._tokens += tokens * weight
         if self._tokens > WINDOW_TOKENS:
