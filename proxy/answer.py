@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from proxy import _wire
 from proxy.call import Call
@@ -46,7 +47,8 @@ def models(call: Call, policy: Policy) -> None:
     exchange = call.exchange
     names = visible_models(policy, call.known.principal)
     if call.endpoint is dialect.MODEL:
-        name = exchange.raw_path[len(dialect.MODEL_PREFIX) :]
+        # The one part of a path that is decoded: the SDKs write `org/model` as `org%2Fmodel`.
+        name = unquote(exchange.raw_path[len(dialect.MODEL_PREFIX) :])
         if name not in names:
             raise Refusal("model_not_found", ascii(name[:80]), param="model")
         body = dialect.model_body(name, _CREATED)

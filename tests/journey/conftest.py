@@ -136,6 +136,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
                 "priced": {"upstream": "mock"},
                 "unreachable": {"upstream": "nowhere", "unpriced": True},
                 "chat-only": {"upstream": "mock", "endpoints": ["chat.completions"], "unpriced": True},
+                "org/model-1": {"upstream": "mock", "unpriced": True},
                 "tight": {"upstream": "mock", "unpriced": True, "limits": {"requests_per_minute": 2}},
                 "narrow": {"upstream": "mock", "unpriced": True, "limits": {"tokens_per_minute": 100}},
                 "single": {"upstream": "mock", "unpriced": True, "limits": {"concurrency": 1}},

@@ -131,6 +131,7 @@ def test_models(client: openai.OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert {"priced", "renamed", "chat-only"} <= set(names)
     assert client.models.retrieve("priced").id == "priced"
+    assert client.models.retrieve("org/model-1").id == "org/model-1"  # on the wire its slash is %2F
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no-such-model")
 
