@@ -121,7 +121,10 @@ async def stream(call: Call, route: Route, house: House) -> None:
         termination = _TERMINATIONS.get(ending, "upstream_error")
         call.outcome = outcome_of(relay, termination, refused.kind.status if refused else relay.status)
         if refused is not None:
-            raise refused
+            try:
+                raise refused
+            finally:
+                del refused  # its traceback has this frame: the two would keep the client's connection in memory
     if relay.usage is None and relay.backlog:
         await count_rest(call, relay, house)
 
