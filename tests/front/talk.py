@@ -96,7 +96,7 @@ class Talk:
     async def rows(self) -> list[UsageEvent]:
         """The rows that are new since this was asked last, in the order in which their calls were opened."""
         weir = self.weir
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while weir.epoch.writer.open_slots:
                 await asyncio.sleep(0.001)
             await weir.epoch.wait_synced(weir.epoch.writer.calls)

@@ -28,7 +28,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """asyncio.run with a bound, so that a hang is a failure with a traceback."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(200):
+        async with asyncio.timeout(400):
             return await work
 
     return asyncio.run(bounded())

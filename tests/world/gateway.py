@@ -132,7 +132,7 @@ class Gateway:
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
         self.errors = directory / "stderr.txt"
         self.output = directory / "stdout.txt"
-        timeouts = {"connect_seconds": 20, "first_byte_seconds": 30, "idle_seconds": 30, "total_seconds": 60}
+        timeouts = {"connect_seconds": 20, "first_byte_seconds": 60, "idle_seconds": 60, "total_seconds": 300}
         written: dict[str, Any] = {
             # The tests are one address to it, and many of them fail on purpose.
             "listen": {"host": "127.0.0.1", "port": self.port, "failures_per_minute": 1_000_000},
