@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(answer))
     else:
         why = f" ({found.reason})" if found.reason else ""
-        print(f"{found.tokens} tokens, {found.source} by {found.tokenizer}{why}")
+        how = "from its bytes" if found.tokenizer == "estimate" else f"by {found.tokenizer}"
+        print(f"{found.tokens} token{'' if found.tokens == 1 else 's'}, {found.source} {how}{why}")
     return DONE
 
 

@@ -248,6 +248,8 @@ def test_the_command_counts_a_text_a_file_and_standard_input(
         assert (code, out) == (0, f"{expected} tokens, counted by o200k_base (by the name gpt-4o)\n")
     code, out, _ = run(capsys, "--encoding", "cl100k_base", text)
     assert (code, out) == (0, f"{oracle.count('cl100k_base', text)} tokens, counted by cl100k_base\n")
+    assert run(capsys, "--encoding", "cl100k_base", "a")[1] == "1 token, counted by cl100k_base\n"
+    assert run(capsys, "--model", "local", "12345", config=config)[1].startswith("2 tokens, estimated from its bytes (")
     code, out, _ = run(capsys, "--model", "local", "12345", "--json", config=config)
     assert json.loads(out) == {
         "object": "tokens",
