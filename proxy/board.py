@@ -129,7 +129,3 @@ class Board:
         """The life in this column is over: its own worker says so at the end, or recovery after a kill."""
         for index in (STATE, *(index for index in range(STREAMS + 1) if index != STATE)):
             self.arena.set_column_word(column, index, 0)
-
-    def all_at(self, policy_generation: int) -> bool:
-        """Whether every serving worker has the policy of this generation, or a later one."""
-        return all(row.policy_generation >= policy_generation for row in self.rows() if row.state == SERVING)

@@ -374,7 +374,6 @@ OPERATIONS: tuple[Operation, ...] = (
         answer=facts.AuditVerified,
     ),
 )
-BY_ID = {operation.id: operation for operation in OPERATIONS}
 
 
 def find(method: str, path: str) -> tuple[Operation, dict[str, str]] | tuple[None, tuple[str, ...]]:

@@ -50,22 +50,20 @@ def reload(process: Settings) -> str:
         while clock.now_ns() < deadline_ns:
             if arena.word(board.RELOADS_FAILED) > failed:
                 return "the keeper refused the configuration; its log has every problem, and the old policy stays"
-            if arena.word(board.RELOADS_OK) > ok and not _behind(words):
+            if arena.word(board.RELOADS_OK) > ok and not behind(words, clock.now_ns()):
                 return ""
             clock.pause(_POLL_SECONDS)
         if arena.word(board.RELOADS_OK) == ok:
             return f"the keeper (process {pid}) did not take it within {bounds.RELOAD_SECONDS_MAX} s"
-        behind = ", ".join(str(pid) for pid in _behind(words))
-        return f"the policy is published, but workers still serve by the old one: processes {behind}"
+        late = ", ".join(str(pid) for pid in behind(words, clock.now_ns()))
+        return f"the policy is published, but workers still serve by the old one: processes {late}"
     finally:
         arena.close()
 
 
-def _behind(words: Board) -> list[int]:
+def behind(words: Board, now_ns: int) -> list[int]:
     """Process ids of serving workers that have not taken the newest policy."""
     generation = words.arena.word(board.POLICY_GENERATION)
     return [
-        row.pid
-        for row in living(words, clock.now_ns())
-        if row.state == board.SERVING and row.policy_generation < generation
+        row.pid for row in living(words, now_ns) if row.state == board.SERVING and row.policy_generation < generation
     ]

@@ -76,18 +76,3 @@ def test_a_life_is_shown_from_start_to_clear(open_arena: OpenArena) -> None:
         mine.start(4, pid=1, place=1, epoch=b"short", now_ns=1)
     with pytest.raises(IndexError):
         mine.row(COLUMNS)
-
-
-def test_a_generation_is_reached_when_all_who_serve_have_it(open_arena: OpenArena) -> None:
-    """Those that only start or drain do not hold a reload up."""
-    rows = Board(open_arena())
-    states = (board.SERVING, board.SERVING, board.STARTING, board.DRAINING_WORKER)
-    for column, state in enumerate(states):
-        rows.start(column, pid=1, place=column, epoch=bytes(16), now_ns=1)
-        rows.arena.set_column_word(column, board.STATE, state)
-    assert rows.all_at(0)
-    rows.arena.set_column_word(0, board.COLUMN_POLICY_GENERATION, 3)
-    assert not rows.all_at(2)
-    rows.arena.set_column_word(1, board.COLUMN_POLICY_GENERATION, 2)
-    assert rows.all_at(2)
-    assert not rows.all_at(3)

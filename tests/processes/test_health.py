@@ -12,6 +12,7 @@ from proxy._fastpath import Arena
 from proxy.board import Board
 from proxy.keeping.health import living, readiness
 from proxy.keeping.page import room_ratio
+from proxy.verbs.reload import behind
 
 NOW_NS = 1_000_000_000_000
 
@@ -34,6 +35,22 @@ def test_ready(words: Board) -> None:
     assert readiness(words, NOW_NS) == (200, "ready", ())
     words.arena.set_word(board.REDIS_STATE, board.OK)
     assert readiness(words, NOW_NS).word == "ready"
+
+
+def test_who_holds_a_reload_up(words: Board) -> None:
+    """Those that serve by an older policy and live; not those that only start, drain, or have given no heartbeat."""
+    arena = words.arena
+    arena.set_word(board.POLICY_GENERATION, 3)
+    states = (board.SERVING, board.SERVING, board.STARTING, board.DRAINING_WORKER, board.SERVING)
+    for column, state in enumerate(states, 10):
+        words.start(column, pid=column, place=0, epoch=bytes(16), now_ns=NOW_NS)
+        arena.set_column_word(column, board.STATE, state)
+    words.clear(3)
+    arena.set_column_word(11, board.COLUMN_POLICY_GENERATION, 3)
+    arena.set_column_word(14, board.HEARTBEAT_NS, NOW_NS - int(2 * bounds.HEARTBEAT_SECONDS_MAX * 1e9))
+    assert behind(words, NOW_NS) == [10]
+    arena.set_column_word(10, board.COLUMN_POLICY_GENERATION, 4)  # published in the meantime
+    assert behind(words, NOW_NS) == []
 
 
 @pytest.mark.parametrize(
