@@ -19,7 +19,7 @@ import pytest
 from proxy import _wire as wire
 from proxy import tokens
 from proxy._scan import AnswerCounter
-from proxy._wire import Connection, Relay
+from proxy._wire import Connection, Outbox, Relay
 from proxy.upstreams.target import Target
 from tests.wire.rig import new_slot
 
@@ -71,6 +71,7 @@ class Setting:
         self.near, self.far = socket.socketpair()
         self.write = deque[bytes](maxlen=0).append
         self.slot = new_slot()
+        self.outbox = Outbox(lambda flush, context: flush())
 
     def connection(self) -> Connection:
         connection = Connection(lambda connection, reusable: None)
@@ -84,6 +85,7 @@ class Setting:
             int,
             print,
             self.loop.create_future(),
+            self.outbox,
             self.slot,
             0,
             b"x-request-id: 0123456789abcdef\r\n",

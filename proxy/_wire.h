@@ -132,6 +132,16 @@ static int weir_wire_between(uint32_t tail) {
     return two == 0x0a0a || two == 0x0d0d || (tail & 0xffffff) == 0x0a0d0a || tail == 0x0d0a0d0a;
 }
 
+/* A chunk's size line (RFC 9112, 7.1); returns its bytes, at most 18. By hand: snprintf is half of a chunk's framing. */
+static int weir_wire_chunk(char *to, size_t n) {
+    int digits = 1;
+    for (size_t rest = n >> 4; rest; rest >>= 4) digits++;
+    for (int at = digits; at--; n >>= 4) to[at] = "0123456789abcdef"[n & 15];
+    to[digits] = '\r';
+    to[digits + 1] = '\n';
+    return digits + 2;
+}
+
 /* Where in `data` the first frame ends that `tail` had begun: the offset after it, or -1. */
 static ssize_t weir_wire_boundary(uint32_t tail, const char *data, size_t n) {
     for (size_t i = 0; i < n; i++) {

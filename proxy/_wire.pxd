@@ -5,9 +5,17 @@ from proxy._journal cimport Slot
 from proxy._scan cimport AnswerCounter, Frames
 
 
+cdef class Outbox:
+    cdef object _call_soon, _flush, _context
+    cdef list _waiting
+
+    cdef int put(self, Relay relay) except -1
+
+
 cdef class Relay:
     # What the owner gave.
     cdef object _write, _buffered, _on_pause, _done
+    cdef Outbox _outbox
     cdef Slot _slot
     cdef bytes _head
     cdef bint _http10, _close, _hide, _hold
@@ -27,7 +35,7 @@ cdef class Relay:
     cdef Frames _scan
     cdef list _kept
     cdef Py_ssize_t _kept_bytes
-    cdef bytes _media, _held, _cut_with
+    cdef bytes _media, _unsent, _held, _cut_with
     cdef tuple _usage
     cdef str _model
     cdef int64_t _text_bytes, _whole
@@ -49,6 +57,8 @@ cdef class Relay:
     cdef void note(self, bint last) noexcept
     cdef int64_t count(self, bint *estimated) noexcept
     cdef int send(self, bytes data) except -1
+    cdef int flush(self) except -1
+    cdef int put_out(self, bytes data) except -1
     cdef int pause(self) except -1
     cdef int finish(self, int ending, str detail) except -1
 

@@ -97,6 +97,7 @@ WORD_BYTES_RECOUNTED = 256  # a growing word that must be counted whole is, at e
 ANSWER_LANES_MAX = 256  # texts told apart in one answer: 128 choices with content and reasoning; more are estimated
 ANSWER_STRINGS_MAX = 4096  # strings of text noted in one frame or whole answer; what is more is estimated
 CLIENT_BUFFER_BYTES_MAX = 128 * 1024  # written but unread by a slow client: above it the upstream is paused
+WRITE_TOGETHER_BYTES_MAX = 16 * 1024  # a longer piece is written at once, not at the end of the loop's turn
 CLIENT_STALL_SECONDS_MAX = 120  # a client that reads nothing for so long is gone
 SWEEP_SECONDS = 0.1  # how often deadlines are looked at: their precision
 

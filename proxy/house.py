@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 
 from proxy import board, bounds
 from proxy._fastpath import Arena, now_ns
-from proxy._wire import Sweeper
+from proxy._wire import Outbox, Sweeper
 from proxy.call import Call, Route, Sent
 from proxy.clock import wall_us
 from proxy.errors import Refusal
@@ -75,6 +75,7 @@ class House:
         self.lines = lines
         self.strict = strict
         self.sweeper = Sweeper(loop)
+        self.outbox = Outbox(loop.call_soon)
         self._make_pool = make_pool
         self._pools: dict[str, tuple[Upstream, Pool]] = {}
         self._tokenizers = Tokenizers()

@@ -49,7 +49,7 @@ def request_bytes(call: Call, route: Route) -> bytes:
     return route.pool.target.request(call.endpoint.suffix, forward, call.request_id.encode(), body)
 
 
-def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: bool) -> Relay:
+def relay_for(call: Call, route: Route, done: asyncio.Future[None], house: House) -> Relay:
     """The relay of this call's answer, its deadlines those of the upstream."""
     exchange = call.exchange
     facts = call.facts
@@ -60,13 +60,14 @@ def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: b
         exchange.buffered,
         exchange.paused,
         done,
+        house.outbox,
         call.slot,
         call.arrived_ns,
         call.headers,
         http10=exchange.http10,
         close=exchange.close,
         hide_usage=facts.stream and route.ask_usage and not facts.usage_asked,
-        hold_end=strict,
+        hold_end=house.strict,
         first_byte_ms=route.first_byte_ms,
         idle_ms=route.idle_ms,
         total_ms=route.total_ms,
@@ -78,7 +79,7 @@ def relay_for(call: Call, route: Route, done: asyncio.Future[None], *, strict: b
 async def stream(call: Call, route: Route, house: House) -> None:
     """Sends the request, waits for the relay's end, and fills `call.outcome`. Raises Refusal before the first byte."""
     done = house.loop.create_future()
-    relay = call.relay = relay_for(call, route, done, strict=house.strict)
+    relay = call.relay = relay_for(call, route, done, house)
     connection = route.pool.take() or await connect(call, route)
     call.slot.sent(1, route.sent)
     call.sent_ns = now_ns()

@@ -111,12 +111,14 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
     connection.connection_made(upstream)  # type: ignore[arg-type]
     relays: list[tuple[Relay, asyncio.Future[None], Transport, bool]] = []
     sweeper = wire.Sweeper(loop)
+    turns: list[Callable[[], None]] = []  # that have not ended
+    outbox = wire.Outbox(lambda flush, context: flush() if chance.random() < 0.5 else turns.append(flush))
     for _ in range(chance.randrange(1, 5)):
         client = Transport(chance, near)
         done: asyncio.Future[None] = loop.create_future()
         http10 = chance.random() < 0.2
         relay = Relay(
-            client.write, client.get_write_buffer_size, on_pause(chance), done, None, 0, b"x-request-id: 1\r\n",
+            client.write, client.get_write_buffer_size, on_pause(chance), done, outbox, None, 0, b"x-request-id: 1\r\n",
             http10=http10, close=chance.random() < 0.2, hide_usage=chance.random() < 0.5,
             hold_end=chance.random() < 0.3, first_byte_ms=10**6, idle_ms=10**6, total_ms=10**6,
             counter=AnswerCounter(ENCODING) if chance.random() < 0.7 else None,
@@ -131,6 +133,8 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
             partial(relay.cut, CUT),
             connection.abort,
             client.abort,
+            outbox.flush,
+            partial(end_turn, turns),
         ]
         if chance.random() < 0.2:
             client.on_write = partial(sometimes, chance, acts)
@@ -148,10 +152,13 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
             connection.data_received(chance.randbytes(chance.randrange(1, 50)))
         if relay.ending == wire.RUNNING and chance.random() < 0.7:
             connection.eof_received()
+        if chance.random() < 0.5:
+            end_turn(turns)
         relay.release_end()
         read_facts(relay)
     connection.abort()
     connection.connection_lost(chance.choice([None, OSError("reset")]))
+    end_turn(turns)
     for relay, done, client, http10 in relays:
         assert relay.ending != wire.RUNNING
         assert done.done()
@@ -163,6 +170,11 @@ def one_life(chance: random.Random, loop: asyncio.AbstractEventLoop, near: socke
     assert reports[-1] is False
     assert sweeper.running() == 0
     sweeper.close()
+
+
+def end_turn(turns: list[Callable[[], None]]) -> None:
+    while turns:
+        turns.pop()()
 
 
 def sometimes(chance: random.Random, acts: list[Callable[[], None]]) -> None:

@@ -15,7 +15,7 @@ import uvloop
 
 from proxy import clock
 from proxy._journal import Segment, Slot, Slots, Writer, slots_bytes
-from proxy._wire import Connection, Relay
+from proxy._wire import Connection, Outbox, Relay
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
@@ -120,11 +120,17 @@ def bench() -> Iterator[Bench]:
         made.close()
 
 
+def at_once() -> Outbox:
+    """An outbox whose turns end with each write."""
+    return Outbox(lambda flush, context: flush())
+
+
 def make_relay(
     write: Callable[[bytes], Any],
     buffered: Callable[[], int],
     done: asyncio.Future[None],
     *,
+    outbox: Outbox | None = None,
     on_pause: Callable[[Relay], None] = lambda relay: None,
     slot: Any = None,
     head: bytes = b"x-request-id: abc\r\n",
@@ -144,6 +150,7 @@ def make_relay(
         buffered,
         on_pause,
         done,
+        outbox or at_once(),
         slot,
         clock.now_ns(),
         head,

@@ -12,7 +12,7 @@ from proxy import _wire as wire
 from proxy import bounds
 from tests.wire import answers
 from tests.wire.answers import DONE, FRAMES, STREAM, USAGE_FRAME
-from tests.wire.rig import Answer, Bench, Transport, bench, chunked, make_relay, new_slot
+from tests.wire.rig import Answer, Bench, Transport, at_once, bench, chunked, make_relay, new_slot
 
 SEED = 77
 HEAD = answers.OK + answers.SSE + answers.CHUNKED + b"\r\n"
@@ -298,7 +298,7 @@ def test_cancel_before_the_start() -> None:
         client = Transport()
         done = made.loop.create_future()
         relay = wire.Relay(
-            client.write, client.get_write_buffer_size, print, done, None, 0, b"", http10=False, close=False,
+            client.write, client.get_write_buffer_size, print, done, at_once(), None, 0, b"", http10=False, close=False,
             hide_usage=False, hold_end=False, first_byte_ms=1, idle_ms=1, total_ms=1,
         )  # fmt: skip
         relay.cancel()
