@@ -211,8 +211,10 @@ def test_what_the_system_refuses_is_one_line(weir: Gateway) -> None:
         assert re.fullmatch(rf"weir {words[0]}: .*plans.yaml/below.*\n", done.stderr), done.stderr
 
 
+# SIGINT is ignored by what a shell runs in its background, these tests perhaps, and that is inherited.
 EARLY = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from proxy import cli
 load = cli.importlib.import_module
 def interrupted(name):
