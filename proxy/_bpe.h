@@ -13,7 +13,7 @@
 #include "_merge.h"
 
 enum {
-    WEIR_FRONT_BITS = 14, /* cached pieces up to 15 bytes: 256 KB */
+    WEIR_FRONT_BITS = 15, /* cached pieces up to 15 bytes: 512 KB */
     WEIR_BACK_BITS = 12,  /* cached pieces of 16 to 30 bytes: 128 KB */
     WEIR_FRONT_BYTES = 15,
     WEIR_BACK_BYTES = 30,
@@ -73,8 +73,8 @@ typedef struct {
     unsigned place[2];     /* later: the two units whose pair is looked up, */
     uint64_t pair[2];      /* those pairs, */
     unsigned may[2];       /* and whether they may exist: `pair` is read even where there is none */
-    int32_t key[WEIR_JOB_BYTES], id[WEIR_JOB_BYTES];
-    uint8_t next[WEIR_JOB_BYTES], before[WEIR_JOB_BYTES];
+    int32_t key[WEIR_JOB_BYTES], id[WEIR_JOB_BYTES + 1]; /* one more: what follows the last unit is looked at, too */
+    uint8_t next[WEIR_JOB_BYTES], before[WEIR_JOB_BYTES + 1];
 } weir_job;
 
 /* Splits a piece of 2 to 64 bytes into units and asks whether their pairs may exist. */
@@ -87,6 +87,8 @@ static inline void weir_job_start(const weir_vocab *v, weir_job *j, const weir_h
     j->units = j->left = units;
     j->blocks = (units + 15) / 16;
     j->asked = j->pair[0] = j->pair[1] = 0;
+    j->before[0] = 0;
+    j->id[units] = 0;
     for (i = 0; i + 1 < units; i++) {
         unsigned at = start[i];
         j->next[i] = (uint8_t)(i + 1);
@@ -109,9 +111,9 @@ static inline void weir_job_filter(const weir_vocab *v, weir_job *j) {
     for (uint64_t rest = j->asked; rest; rest &= rest - 1) {
         unsigned i = (unsigned)__builtin_ctzll(rest);
         uint64_t pair = weir_pair_key(j->id[i], j->id[i + 1]);
-        if (weir_filtered(v, pair)) continue;
-        may |= 1ull << i;
-        __builtin_prefetch(weir_slot_of(v, pair));
+        uint64_t known = !weir_filtered(v, pair);
+        may |= known << i;
+        __builtin_prefetch(weir_slot_if(v, pair, known));
     }
     j->asked = may;
 }
@@ -137,22 +139,18 @@ static inline int weir_job_merge(const weir_vocab *v, weir_job *j) {
     j->id[at] = rank;
     j->key[taken] = j->key[at] = WEIR_NONE;
     j->next[at] = (uint8_t)after;
-    j->may[0] = j->may[1] = 0;
-    if (at > 0) {
-        unsigned before = j->before[at];
-        j->key[before] = WEIR_NONE;
-        j->place[0] = before;
-        j->pair[0] = weir_pair_key(j->id[before], rank);
-        j->may[0] = 1;
-        __builtin_prefetch(weir_filter_of(v, j->pair[0]));
-    }
-    if (after < j->units) {
-        j->before[after] = (uint8_t)at;
-        j->place[1] = at;
-        j->pair[1] = weir_pair_key(rank, j->id[after]);
-        j->may[1] = 1;
-        __builtin_prefetch(weir_filter_of(v, j->pair[1]));
-    }
+    /* Whether there are neighbours is as good as random: they are asked about in any case, and `may` judges. */
+    unsigned before = j->before[at];
+    j->key[before] = WEIR_NONE;
+    j->before[after] = (uint8_t)at;
+    j->place[0] = before;
+    j->place[1] = at;
+    j->pair[0] = weir_pair_key(j->id[before], rank);
+    j->pair[1] = weir_pair_key(rank, j->id[after]);
+    j->may[0] = at > 0;
+    j->may[1] = after < j->units;
+    __builtin_prefetch(weir_filter_of(v, j->pair[0]));
+    __builtin_prefetch(weir_filter_of(v, j->pair[1]));
     return 1;
 }
 
@@ -254,7 +252,7 @@ static void weir_merge_jobs(weir_batch *b) {
             weir_job *j = order[i];
             for (int side = 0; side < 2; side++) {
                 j->may[side] &= !weir_filtered(v, j->pair[side]);
-                if (j->may[side]) __builtin_prefetch(weir_slot_of(v, j->pair[side]));
+                __builtin_prefetch(weir_slot_if(v, j->pair[side], j->may[side]));
             }
         }
         for (unsigned i = 0; i < count; i++) {

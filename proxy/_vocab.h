@@ -139,7 +139,7 @@ static const char *weir_vocab_open(weir_vocab *v, const uint8_t *base, size_t si
     return NULL;
 }
 
-/* A pair of neighbours; the byte of the filter and the slot where the pair is looked for. */
+/* A pair of neighbours; the byte of the filter, and below the slot, where the pair is looked for. */
 static inline uint64_t weir_pair_key(int32_t left, int32_t right) {
     return ((uint64_t)(uint32_t)left << WEIR_ID_BITS) | (uint32_t)right;
 }
@@ -153,8 +153,10 @@ static inline int weir_filtered(const weir_vocab *v, uint64_t key) {
     return !(*weir_filter_of(v, key) >> (key * WEIR_MIX_A >> (64 - WEIR_FILTER_BITS) & 7) & 1);
 }
 
-static inline const uint64_t *weir_slot_of(const weir_vocab *v, uint64_t key) {
-    return v->pair + (key * WEIR_MIX_A >> v->pair_shift);
+/* Where there is nothing to look for (`may` is 0) that is the first slot: chance decides, and a branch would often be
+   guessed wrongly. */
+static inline const uint64_t *weir_slot_if(const weir_vocab *v, uint64_t key, uint64_t may) {
+    return v->pair + (key * WEIR_MIX_A >> v->pair_shift) * may;
 }
 
 /* The token that a pair which the filter lets pass merges into, or WEIR_NONE. */
@@ -183,14 +185,12 @@ typedef struct {
 static inline weir_key weir_key_of(const uint8_t *text, size_t n, size_t readable) {
     weir_key key;
     if (WEIR_LIKELY(readable >= 16)) {
+        /* Which of the two the text ends in is as good as random: no branch decides it. */
+        uint64_t rest = (1ull << 8 * (n & 7)) - 1, two = 0 - (uint64_t)(n >> 3);
         memcpy(&key.low, text, 8);
         memcpy(&key.high, text + 8, 8);
-        if (n < 8) {
-            key.low &= (1ull << (8 * n)) - 1;
-            key.high = 0;
-        } else {
-            key.high &= (1ull << (8 * (n - 8))) - 1;
-        }
+        key.low &= rest | two;
+        key.high &= rest & two;
     } else {
         uint8_t bytes[16] = {0};
         memcpy(bytes, text, n);
