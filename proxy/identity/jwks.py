@@ -221,6 +221,7 @@ class KeySet:
         try:
             async with asyncio.timeout(bounds.JWKS_FETCH_SECONDS_MAX):
                 document = await self._fetch(self.issuer)
+            before = set(self._keys)
             self._take(document)
         except (KeysUnavailable, TimeoutError) as error:
             self._note(str(error) or f"no answer within {bounds.JWKS_FETCH_SECONDS_MAX} s")
@@ -228,6 +229,8 @@ class KeySet:
         except Exception as error:  # a fetch that fails in a way of its own must not end the keeping
             self._note(repr(error))
             return False
+        if set(self._keys) != before:
+            log.info("new keys of the issuer %s: it publishes %d", self.issuer.name, len(self._kids))
         self._good_ns = begun_ns
         self.stale_ns = begun_ns + self.issuer.stale_seconds * _SECOND_NS
         public = [each for each in document["keys"] if not any(name in each for name in _PRIVATE)]
@@ -280,8 +283,6 @@ class KeySet:
         for key in before.values():
             if id(key) not in staying:
                 key.published = False
-        if set(before) != set(kept):
-            log.info("the issuer %s publishes %d keys", self.issuer.name, len(kids))
         self._keys, self._kids = kept, kids
 
 
