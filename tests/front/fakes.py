@@ -129,8 +129,8 @@ class Front:
 class Bench:
     """One connection with all that stands around it. `now` is the front's tick."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = loop or asyncio.new_event_loop()
         self.front = Front()
         self.transport = Transport()
         self.client = Client(self.front, self.loop)  # type: ignore[arg-type]
