@@ -24,7 +24,7 @@ async def both(
 ) -> list[Pair]:
     """What is heard of each conversation from the front, and from aiohttp.
 
-    Those that are not fine are held once more, with patience: then it is no matter of who was let run how soon.
+    Those that are not fine are held again, with more patience: then it is no matter of who was let run how soon.
     """
     loop = weir.front.loop
     server = await loop.create_server(lambda: weir.front.door(weir.front.tick), "127.0.0.1", 0)
@@ -41,9 +41,10 @@ async def both(
 
     try:
         pairs = await hold(range(len(conversations)), QUIET_TURNS)
-        differing = [number for number, pair in enumerate(pairs) if not fine(pair)]
-        for number, pair in zip(differing, await hold(differing, PATIENT_TURNS), strict=True):
-            pairs[number] = pair
+        for quiet_turns in PATIENT_TURNS:
+            differing = [number for number, pair in enumerate(pairs) if not fine(pair)]
+            for number, pair in zip(differing, await hold(differing, quiet_turns), strict=True):
+                pairs[number] = pair
         return pairs
     finally:
         server.close()

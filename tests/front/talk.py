@@ -17,7 +17,7 @@ from tests.world.upstream import Received
 
 AT_ONCE = 60  # conversations, each on its own connection; the house has slots for 64 calls
 QUIET_TURNS = 40  # of the loop, in which nothing has come for anybody: all that takes part runs in this loop
-PATIENT_TURNS = 600  # the same when nothing may hang on how soon the kernel hands on what was sent
+PATIENT_TURNS = 600, 6000  # the same when nothing may hang on how soon the kernel hands on what was sent
 PROBE = b"GET /healthz HTTP/1.1\r\nhost: probe\r\n\r\n"
 MADE = re.compile(rb"\breq_[0-9a-f]{16,}|\bup-\d+|(?<=date: )[^\r]+")  # what is another at each time
 ROW = (
