@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 from proxy import bounds
-from proxy._fastpath import now_ns
 from proxy._front import Request, usual
 from proxy.errors import Refusal
 from tests.front.corpus import BEGINNINGS, ODD_LINES, PARTS, USUAL
@@ -117,7 +116,7 @@ class Life:
             acts += [
                 client.resume_writing,
                 lambda: self.bench.at(self.bench.front.tick + chance.choice([1, 1, 5, 100])),
-                lambda: client.end_idle(now_ns()),
+                lambda: client.end_idle(chance.choice([0, 1, 1 << 62])),
             ]
         if self.current is not None:
             acts += [self.current.forget_body] if self.current.body_now() is not None else []
