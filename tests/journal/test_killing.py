@@ -77,9 +77,10 @@ def build(directory: Path, header: str) -> Path:
     return binary
 
 
-def run(binary: Path, *arguments: object) -> tuple[dict[str, int], dict[str, int]]:
+def run(binary: Path, *arguments: object, seconds: float = 240) -> tuple[dict[str, int], dict[str, int]]:
     """(facts, faults) that the driver counted; a driver that dies of itself is one fault."""
-    done = subprocess.run([str(binary), *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+    command = [str(binary), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     counts = {name: int(value) for name, _, value in (line.partition("=") for line in done.stdout.splitlines())}
     faults = {name: count for name, count in counts.items() if name not in FACTS and count}
     if done.returncode:
@@ -127,7 +128,7 @@ def test_kills_at_any_moment_with_racing_recoverers(driver: Path, seed: int, tmp
 def test_a_million_records_survive_killing(driver: Path, seed: int, tmp_path: Path) -> None:
     """The same three, long: every boundary up to 60,000 and tens of thousands of recoverers."""
     for arguments in (("points", 1, 60000, 1, seed), ("chains", 2000, seed), ("random", 5000, seed, tmp_path / "lock")):
-        facts, faults = run(driver, *arguments)
+        facts, faults = run(driver, *arguments, seconds=7200)
         assert not faults, (seed, arguments, faults, facts)
 
 

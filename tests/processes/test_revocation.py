@@ -142,10 +142,13 @@ async def trial(hosts: Hosts, keys: Keys, how: str, clients: dict[str, ledger.Se
         await keys.revoke(key, told=how != "nobody is told")
         # Every client must be refused again and again, and no sooner than the deadline is that all.
         async with asyncio.timeout(NEVER_SECONDS):
-            while time.monotonic() < began + 1.1 * DEADLINE_SECONDS or watch.last > time.monotonic() - 0.2:
+            while (
+                time.monotonic() < began + 1.1 * DEADLINE_SECONDS
+                or watch.last > time.monotonic() - 0.2
+                or len(watch.refused) < sum(POLLERS)
+            ):
                 await asyncio.sleep(0.02)
         watch.over = True
-    assert len(watch.refused) >= sum(POLLERS)
     return Trial(how, watch.last - began, strain.seconds, strain.starved)
 
 
