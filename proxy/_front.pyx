@@ -293,7 +293,8 @@ cdef class Client:
             self._transport.close()
         elif self._ahead is not None:
             ahead, self._ahead = self._ahead, None
-            self.hand_over(ahead)
+            self.read_on()
+            self.data_received(ahead)
         elif self._front.draining:
             self._idle_ns = weir_wire_now()
         return 0

@@ -25,7 +25,8 @@ def accept(exchange: Exchange, new_request_id: Callable[[], str]) -> Call:
             raise Refusal("unknown_endpoint", _printable(path))
         endpoint = dialect.MODEL
     if exchange.method != endpoint.method:
-        raise Refusal("method_not_allowed", _printable(exchange.method))
+        allow = b"allow: %b\r\n" % endpoint.method.encode()  # RFC 9110, 15.5.6
+        raise Refusal("method_not_allowed", _printable(exchange.method), headers=allow)
     try:
         head = read_head(exchange.raw_headers)
     except BadHead as error:
@@ -64,7 +65,10 @@ def refuse(exchange: Exchange, refusal: Refusal, request_id: str) -> None:
     own = (exchange.lines + refusal.headers).decode("latin-1")
     lines = f"x-request-id: {request_id}\r\n{dialect.refusal_headers(refusal)}{own}"
     close = exchange.close or exchange.body_now() is None
-    exchange.answer(dialect.answer(refusal.kind.status, lines, dialect.refusal_body(refusal), close=close), close=close)
+    whole = dialect.answer(refusal.kind.status, lines, dialect.refusal_body(refusal), close=close)
+    if exchange.method == "HEAD":  # it waits for no content, and would take it for the next answer (RFC 9110, 9.3.2)
+        whole = whole[: whole.index(b"\r\n\r\n") + 4]
+    exchange.answer(whole, close=close)
 
 
 def internal_error(lines: bytes) -> bytes:

@@ -176,7 +176,7 @@ def answers_of(data: bytes) -> tuple[Any, ...]:
                 payload += data[: int(size, 16)]
                 data = data[int(size, 16) + 2 :]
                 whole = not int(size, 16)
-        elif b"content-length" in headers:
+        elif b"content-length" in headers and not data.startswith(b"HTTP/1.1 "):  # a HEAD's answer has no content
             size_bytes = int(headers[b"content-length"])
             payload, data = data[:size_bytes], data[size_bytes:]
             whole = len(payload) == size_bytes

@@ -38,6 +38,19 @@ def test_paths_match_to_the_byte(house: House, path: str) -> None:
     assert not house.asked(request_id)
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/healthz", "GET")]
+)
+def test_other_methods_are_told_which_would_do(house: House, path: str, allowed: str) -> None:
+    """405 names the method; after a HEAD there is no content, so that the next answer is taken for the next one's."""
+    head = f"HEAD {path} HTTP/1.1\r\nhost: weir\r\n\r\n".encode()
+    put = f"PUT {path} HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n".encode()
+    first, _, rest = house.raw(head + put).partition(b"\r\n\r\n")
+    assert (first.split()[1], f"allow: {allowed}".encode() in first) == (b"405", True), first
+    status, headers, body = parse(rest)
+    assert (status, headers["allow"], json.loads(body)["error"]["code"]) == (405, allowed, "method_not_allowed")
+
+
 HEADERS: list[tuple[bytes, int]] = [
     (b"authorization: Bearer other\r\n", 400),
     (b"x-api-key: other\r\n", 400),
