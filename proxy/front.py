@@ -56,6 +56,7 @@ class Front:
         self._ticker = loop.call_later(1.0, self._tick)
         self._ender: asyncio.TimerHandle | None = None
         self._drained_ns = 0
+        self._looked_ns = 0
 
     def __repr__(self) -> str:
         return f"[Front: {len(self.doors)} connections, {self.requests} requests]"
@@ -136,7 +137,9 @@ class Front:
     def _end_idle(self) -> None:
         """Closes what has been idle for the grace. An answer that began before the drain could not announce its end."""
         self._ender = self.loop.call_later(bounds.DRAIN_IDLE_SECONDS / 4, self._end_idle)
-        before_ns = now_ns() - int(bounds.DRAIN_IDLE_SECONDS * 1e9)
+        # As of the look before: what a loop that stood still has not read since then, it has read by now.
+        before_ns = self._looked_ns - int(bounds.DRAIN_IDLE_SECONDS * 1e9)
+        self._looked_ns = now_ns()
         if self._drained_ns < before_ns:
             for door in list(self.doors):
                 door.end_idle(before_ns)

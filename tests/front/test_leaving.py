@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -248,6 +250,37 @@ def test_a_drain(tell: Tell, odd: dict[str, str], monkeypatch: pytest.MonkeyPatc
                 answer = await client.call(None, "/v1/models", **odd)
                 assert (answer.status, answer.headers["connection"]) == (200, "close")
                 assert await rest_of(client.reader) == b""
+
+    tell(story)
+
+
+@pytest.mark.parametrize("odd", [{}, ODD])
+def test_a_drain_while_the_loop_stands_still(tell: Tell, odd: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that came within the grace is answered, even if the loop could not read it before its end."""
+    monkeypatch.setattr(bounds, "DRAIN_IDLE_SECONDS", 0.1)
+
+    async def story(front: Watched, weir: Inside) -> None:
+        async with Client(weir) as client:
+            assert (await client.call(None, "/v1/models", **odd)).status == 200
+            stood = asyncio.Event()
+            near, far = socket.socketpair()
+            fileno = client.writer.get_extra_info("socket").fileno()
+
+            def stand_still() -> None:
+                """Between the loop's look at its sockets and the one at its timers."""
+                loop.remove_reader(near)
+                os.write(fileno, request(chat({"tokens": 1}), weir.key, **odd))
+                time.sleep(0.5)
+                stood.set()
+
+            with near, far:
+                loop = asyncio.get_running_loop()
+                loop.add_reader(near, stand_still)
+                front.drain()
+                far.send(b".")
+                await until("the loop to have stood still", stood.is_set)
+            answer = await client.answer()
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
 
     tell(story)
 
