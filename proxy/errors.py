@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {
         431, _BAD, "client", False, "The request's line or one of its headers is larger than {} bytes."
     ),
     "body_timeout": Kind(408, _BAD, "client", False, "The body did not arrive within {} seconds."),
-    "bad_json": Kind(400, _BAD, "client", False, "The body is not valid JSON: {}."),
+    "bad_json": Kind(400, _BAD, "client", False, "The body is not a valid JSON object: {}."),
     "duplicate_key": Kind(400, _BAD, "client", False, "The body names the key {} more than once."),
     "bad_value": Kind(400, _BAD, "client", False, "The body is wrong: {}."),
     # identify

@@ -109,7 +109,7 @@ def test_questions_have_a_limit_of_their_own(counting: House) -> None:
         ({"model": "gpt-4o", "input": 5}, "input", "input must be text or a list"),
         ({"model": "gpt-4o", "messages": "hello"}, "messages", "messages must be a list"),
         ({"input": "a"}, "model", "names no model"),
-        (b'{"model": "gpt-4o", "input": "a"', None, "not valid JSON"),
+        (b'{"model": "gpt-4o", "input": "a"', None, "not a valid JSON object"),
     ],
 )
 def test_bodies_that_ask_nothing(counting: House, body: Any, param: str | None, words: str) -> None:
