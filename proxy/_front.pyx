@@ -182,7 +182,7 @@ cdef class Client:
         if kind == WEIR_HEAD_PARTIAL:
             self._pending = data
         elif kind == WEIR_HEAD_UNUSUAL or PyBytes_GET_SIZE(data) - <int64_t>head.bytes > head.content_length:
-            self.hand_over(data)  # also with requests sent ahead: aiohttp keeps them in order
+            self.hand_over(data)  # also with several requests at once: aiohttp keeps them in order
         else:
             self.begin(data, &head)
 
@@ -246,9 +246,9 @@ cdef class Client:
         self._headers = None
         if self._owed == 0:
             request.whole()
-        self._task = self._front.begin(request)
-        if self._request is None:
-            self._task = None  # it has ended already
+        task = self._front.begin(request)
+        if self._request is request:  # else it has ended already
+            self._task = task
         return 0
 
     cdef int more(self, bytes data) except -1:
